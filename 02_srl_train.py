@@ -1,0 +1,735 @@
+"""Stage 2: SRL. GRPO with a dense reward for every step: the similarity of the policy's action to the expert's.
+
+From a problem and the steps so far the policy writes its own monologue in <think> tags and then the next step. The reward looks at the step
+alone (paper section 4.2), so every prompt has a signal, also where no rollout would ever solve the whole problem.
+
+  1. Prompt        the problem and the steps so far, as chat messages
+  2. Reward        R = 2M / T of action and expert action, -1 where the format is broken
+  3. Model         attention, and log-probabilities of a group that shares its prompt
+  4. Rollout       G completions per prompt; an episode is a loop of them
+  5. Advantage     (reward - mean) / std inside the group
+  6. Loss          the clipped GRPO objective
+  7. Batch         dynamic sampling with refill: groups without a difference are replaced
+  8. Update
+  9. Training      validation, best checkpoint, resume
+ 10. SFT           the baseline on the same examples
+
+Differences from the paper, which leaves eps, clipping, lengths and the optimizer open: see the knobs below; the sizes are the miniature's.
+
+in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a causal language model with its tokenizer
+out:     runs/srl/ (the best checkpoint by validation, a model folder), runs/srl/log.jsonl
+command: python 02_srl_train.py                                        # 2 CPU cores, about 7 min
+         python 02_srl_train.py --method sft --sft_target outline      # the baseline, about 1 min
+"""
+import argparse
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import SequenceMatcher
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers.masking_utils import sdpa_mask
+from transformers.utils import logging as transformers_logging
+
+segmentation = import_module("01_segment")  # import cannot spell a file name that begins with a digit
+transformers_logging.disable_progress_bar()
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Config:
+    """Every knob; each is a flag of the same name."""
+    method: str = "srl"                 # srl | sft
+    sft_target: str = "outline"         # outline: the expert's step alone | reasoning: the expert's thoughts and the step | student: a control, see README
+    model: str = str(HERE / "miniature/base")   # folder or hub name of the starting policy
+    data: str = str(HERE / "runs/data")         # train.jsonl and val.jsonl
+    out: str = str(HERE / "runs/srl")
+    seed: int = 0
+    # batch
+    prompts_per_batch: int = 48         # P, groups in an update (paper: 512)
+    group_size: int = 8                 # G, completions per prompt (paper: 8; TRL: num_generations)
+    temperature: float = 1.0            # (paper: 1.0) in the rollout and in the log-probabilities
+    max_new_tokens: int = 160           # of one completion; the paper does not say. A step of the miniature takes 15 to 120
+    max_turns: int = 8                  # completions of an episode that solves step by step
+    eps: float = 0.01                   # a group is kept where the std of its rewards is greater; the paper names it and gives no value
+    max_tries: int = 3                  # rounds of sampling to fill a batch; then the update goes on with fewer groups
+    # optimization
+    learning_rate: float = 2e-4         # Adam, constant (paper: 5e-7 for 7B)
+    clip_eps: float = 0.2               # clip range of the ratio; the paper does not say (veRL: 0.2)
+    max_grad_norm: float = 1.0          # (paper: 1.0)
+    minibatches: int = 1                # optimizer steps per batch; the paper does not say. 1: strictly on-policy, the ratio is 1
+    # length
+    rollouts: int = 60_000              # completions in all, those of dropped groups too: what a run costs
+    eval_every: int = 10                # updates between validations
+    val_samples: int = 1                # completions per validation prompt; 1: greedy
+    # SFT
+    epochs: int = 6                     # (paper: 3) the best by validation is kept
+    sft_batch: int = 64                 # (paper: 64)
+    # hardware
+    max_rows: int = 256                 # completions decoded side by side
+    update_tokens: int = 3000           # tokens in one forward and backward pass
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype: str = "float32"
+
+
+# 1. Prompt
+SRL_SYSTEM = (
+    "You are given a problem and the beginning of its solution, a list of numbered steps. Write the one step that comes next and nothing after it: "
+    "not the rest of the solution, not a second step. Before the step, think. Put your thoughts between <think> and </think>; write there as you would "
+    "on scratch paper, informally, trying things out and checking them, at whatever length helps. After </think> write only the next step, in the style of the "
+    "steps so far. If no step is given yet, write the first one. If the solution is complete but for its final answer, give that answer in \\boxed{}."
+)
+
+
+def srl_prompt(example):
+    """Chat messages that ask for step k: the problem and steps 1..k-1 (paper section 4.1; the wording is ours)."""
+    return [{"role": "system", "content": SRL_SYSTEM}, {"role": "user", "content": f"{example['problem']}\n\nSolution:\n{example['partial']}"}]
+
+
+def encode(tokenizer, messages):
+    """Token ids of a prompt through the model's own chat template."""
+    return tokenizer(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), add_special_tokens=False)["input_ids"]
+
+
+# 2. Reward
+def parse_completion(text):
+    """(think, action) of a completion, or None where the format is broken.
+
+    The format: thoughts, one </think>, then a step that is not empty. <think> may be missing, since some chat templates open it in the prompt;
+    <solution> tags around the step are accepted (the paper shows both). Matched on text: '</think>' and '</think>\\n' are different tokens.
+    """
+    think, closing, action = text.partition("</think>")
+    think = think.strip().removeprefix("<think>")
+    action = action.strip().removeprefix("<solution>").removesuffix("</solution>").strip()
+    if not closing or not action or "think>" in think or "think>" in action:
+        return None
+    return think.strip(), action
+
+
+def similarity(action, expert_action, autojunk=False):
+    """R = 2M / T in [0, 1]: M characters in matching blocks, T the length of both (paper section 4.2, difflib's ratio).
+
+    The order of arguments is fixed, since the ratio is not symmetric. autojunk=True is difflib's default, which from 200 characters of the expert's
+    action on calls its frequent characters junk and scores near copies as low as 0.02.
+    """
+    return SequenceMatcher(None, action, expert_action, autojunk=autojunk).ratio()
+
+
+cached_similarity = lru_cache(maxsize=1 << 16)(similarity)  # equal completions are scored once
+
+
+def srl_reward(completion, example):
+    """Similarity of the action to the expert's in [0, 1]; -1 where the format is broken. The monologue is the model's own."""
+    parsed = parse_completion(completion)
+    return -1.0 if parsed is None else cached_similarity(parsed[1], example["action"])
+
+
+# 3. Model
+def grouped_query_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """Attention in plain matrix products, for the CPU: keys and values are not repeated for the query heads that share them.
+
+    query (B, H, L, D), key and value (B, H_kv, T, D), attention_mask bool (B, 1, L, T), True where a query may look -> (B, L, H, D).
+    """
+    B, H, L, D = query.shape
+    H_kv, T = key.shape[1], key.shape[2]
+    scores = (query * (scaling or D**-0.5)).reshape(B, H_kv, H // H_kv * L, D) @ key.transpose(2, 3)
+    if attention_mask is None:
+        attention_mask = torch.ones(L, T, dtype=torch.bool, device=query.device).tril(T - L)
+    scores = scores.view(B, H, L, T).masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights.view(B, H_kv, -1, T) @ value).view(B, H, L, D).transpose(1, 2), None
+
+
+AttentionInterface.register("grouped_query", grouped_query_attention)
+AttentionMaskInterface.register("grouped_query", sdpa_mask)
+
+
+def load_policy(name, device="cpu", dtype="float32"):
+    """(policy, tokenizer) from a model folder or hub name. Raises InputError where there is none."""
+    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
+        raise segmentation.InputError(f"{name}: no such model folder; train it first, or give a folder or a hub name with --model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        policy = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation="grouped_query" if device == "cpu" else "sdpa")
+    except (OSError, ValueError) as error:
+        raise segmentation.InputError(f"{name}: not a model with a tokenizer ({str(error).splitlines()[0]})") from None
+    return policy.to(device).eval(), tokenizer
+
+
+def eos_ids(policy, tokenizer):
+    """All ids that end a completion; generation_config may list several."""
+    ids = policy.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None})
+
+
+def pack(groups, pad_id):
+    """Lay out groups of completions so that every prompt is read once: a row is [prompt | c1 | .. | cG] and padding.
+
+                 prompt  c1   c2
+        prompt     \\                 A completion sees its prompt and itself, and its positions go on from the prompt's end:
+        c1         #      \\          it is computed as if it stood alone behind its prompt.
+        c2         #           \\
+
+    groups: list of (prompt ids, list of completions' ids). Returns ids (N, T), positions (N, T), mask bool (N, 1, T, T) and, for the
+    tokens of all completions in order, sources (M,), the flat index of the position that predicts it, and targets (M,), its id.
+    """
+    N, T = len(groups), max(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
+    ids, positions, segments = torch.full((N, T), pad_id), torch.zeros(N, T, dtype=torch.long), torch.full((N, T), -1)
+    sources, targets = [], []
+    for n, (prompt, completions) in enumerate(groups):
+        P = begin = len(prompt)
+        ids[n, :P], positions[n, :P], segments[n, :P] = torch.tensor(prompt), torch.arange(P), 0
+        for segment, completion in enumerate(completions, 1):
+            end = begin + len(completion)
+            ids[n, begin:end], segments[n, begin:end] = torch.tensor(completion), segment
+            positions[n, begin:end] = torch.arange(P, P + len(completion))
+            sources += [n * T + P - 1, *range(n * T + begin, n * T + end - 1)]
+            targets += completion
+            begin = end
+    sees = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+    mask = (sees & torch.ones(T, T, dtype=torch.bool).tril())[:, None]
+    return ids, positions, mask, torch.tensor(sources), torch.tensor(targets)
+
+
+def chunk_logprobs(hidden, weight, bias, targets, temperature):
+    """(log-probability of each target, entropy of its distribution), both (M,): one chunk of the language-model head."""
+    logits = torch.nn.functional.linear(hidden, weight, bias).float() / temperature
+    logprobs = logits.log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def token_logprobs(policy, groups, pad_id, temperature=1.0, chunk=2048):
+    """Log-probabilities of the completions' tokens, each prompt read once.
+
+    groups: list of (prompt ids, list of completions' ids), B completions in all. Returns logprobs (B, T), mask bool (B, T) and the mean entropy.
+    The head sees completion positions only and in chunks, so that nothing of size tokens x vocabulary is alive.
+    """
+    device = policy.device
+    ids, positions, mask, sources, targets = (t.to(device) for t in pack(groups, pad_id))
+    hidden = policy.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state.flatten(0, 1)[sources]
+    head = policy.get_output_embeddings()
+    parts = [torch.utils.checkpoint.checkpoint(chunk_logprobs, hidden[i:i + chunk], head.weight, head.bias, targets[i:i + chunk], temperature, use_reentrant=False)
+             for i in range(0, len(targets), chunk)]
+    lengths = torch.tensor([len(c) for _, completions in groups for c in completions], device=device)
+    mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]                     # (B, T), from lengths: EOS is trained, padding is not
+    logprobs = torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat([p for p, _ in parts]))
+    return logprobs, mask, torch.cat([e for _, e in parts]).mean()
+
+
+# 4. Rollout: G completions per prompt
+@dataclass
+class Rollout:
+    """B completions as sampled: token ids (training uses these, never decoded and encoded again), their log-probabilities, text, whether EOS came."""
+    completions: list
+    logprobs: list
+    texts: list
+    finished: list
+
+
+class PreallocatedCache:
+    """Keys and values (rows, H_kv, T, D) of every layer in buffers of full length: a decode step writes one column and copies nothing."""
+
+    def __init__(self, room):
+        self.room, self.used, self.layers = room, 0, []
+
+    def update(self, key, value, layer, *args, **kwargs):
+        L = key.shape[2]
+        if layer == len(self.layers):
+            self.layers.append([t.new_empty(*t.shape[:2], self.room, t.shape[3]) for t in (key, value)])
+        for buffer, new in zip(self.layers[layer], (key, value), strict=True):
+            buffer[:, :, self.used:self.used + L] = new
+        return tuple(buffer[:, :, :self.used + L] for buffer in self.layers[layer])
+
+    def select(self, rows):
+        """Keep (or repeat) rows."""
+        for layer in self.layers:
+            for i, buffer in enumerate(layer):
+                new = buffer.new_empty(len(rows), *buffer.shape[1:])
+                new[:, :, :self.used] = buffer[:, :, :self.used][rows]
+                layer[i] = new
+
+    def get_seq_length(self, layer=0):
+        return self.used
+
+
+@torch.no_grad()
+def generate_chunk(policy, prompts, rows_per_prompt, eos, temperature, max_new_tokens):
+    """Sample rows_per_prompt[i] completions of prompts[i]: each prompt is computed once, its keys and values repeated for its rows.
+
+    temperature 0 is greedy. Returns (completions' ids with EOS, log-probabilities), in the order of the prompts.
+    """
+    device = policy.device
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    P, T = len(prompts), int(lengths.max())
+    ids = torch.zeros(P, T, dtype=torch.long)
+    for row, prompt in enumerate(prompts):                                                       # left padding: all rows end together
+        ids[row, T - len(prompt):] = torch.tensor(prompt)
+    real = torch.arange(T, device=device) >= T - lengths[:, None]                                # (P, T)
+    mask = (real[:, None, :] & torch.ones(T, T, dtype=torch.bool, device=device).tril()) | torch.eye(T, dtype=torch.bool, device=device)
+    cache = PreallocatedCache(T + max_new_tokens)
+    hidden = policy.base_model(input_ids=ids.to(device), attention_mask=mask[:, None], position_ids=(real.cumsum(1) - 1).clamp(min=0),
+                               past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    cache.used = T
+    rows = torch.repeat_interleave(torch.arange(P, device=device), torch.tensor(rows_per_prompt, device=device))
+    cache.select(rows)
+    hidden, lengths = hidden[rows], lengths[rows]
+    B = len(rows)
+    visible = torch.cat([real[rows], torch.ones(B, max_new_tokens, dtype=torch.bool, device=device)], 1)     # (B, room)
+    tokens, logprobs = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device), torch.zeros(B, max_new_tokens, device=device)
+    ends = torch.full((B,), max_new_tokens, device=device)
+    row, eos = torch.arange(B, device=device), torch.tensor(eos, device=device)                  # row: which completion each row of the cache is
+    head = policy.get_output_embeddings()
+    for t in range(max_new_tokens):
+        scores = head(hidden).float() / (temperature or 1.0)
+        distribution = scores.log_softmax(-1)                                                    # (rows, V)
+        if temperature:  # argmax(log p - log Exponential) is a draw from p
+            token = (distribution - torch.empty_like(distribution).exponential_().log()).argmax(-1)
+        else:
+            token = distribution.argmax(-1)
+        tokens[row, t], logprobs[row, t] = token, distribution.gather(-1, token[:, None])[:, 0]
+        ended = torch.isin(token, eos)
+        ends[row[ended]] = ends[row[ended]].clamp(max=t + 1)
+        alive = (ends[row] > t + 1).nonzero()[:, 0]
+        if len(alive) == 0 or t + 1 == max_new_tokens:
+            break
+        if len(alive) < 0.8 * len(row):                                                          # finished rows leave, not one by one: it costs a copy
+            row, token, lengths, visible = row[alive], token[alive], lengths[alive], visible[alive]
+            cache.select(alive)
+        hidden = policy.base_model(input_ids=token[:, None], attention_mask=visible[:, None, None, :T + t + 1], position_ids=(lengths + t)[:, None],
+                                   past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        cache.used += 1
+    ends = ends.tolist()
+    return [row[:n] for row, n in zip(tokens.tolist(), ends, strict=True)], [row[:n] for row, n in zip(logprobs.tolist(), ends, strict=True)]
+
+
+def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=256):
+    """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns a Rollout of P*G in order."""
+    sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
+    eos = eos_ids(policy, tokenizer)
+    was_training = policy.training
+    policy.eval()
+    groups = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                           # chunks of like length: little padding
+    while order:
+        chunk = [order.pop()]
+        while order and sum(sizes[i] for i in chunk) + sizes[order[-1]] <= max_rows:
+            chunk.append(order.pop())
+        ids, logprobs = generate_chunk(policy, [prompts[i] for i in chunk], [sizes[i] for i in chunk], eos, temperature, max_new_tokens)
+        begin = 0
+        for i in chunk:
+            groups[i] = list(zip(ids[begin:begin + sizes[i]], logprobs[begin:begin + sizes[i]], strict=True))
+            begin += sizes[i]
+    policy.train(was_training)
+    flat = [pair for group in groups for pair in group]
+    finished = [ids[-1] in eos for ids, _ in flat]
+    texts = tokenizer.batch_decode([ids[:-1] if done else ids for (ids, _), done in zip(flat, finished, strict=True)], skip_special_tokens=True)
+    return Rollout([ids for ids, _ in flat], [lp for _, lp in flat], texts, finished)
+
+
+@dataclass
+class Episode:
+    """One attempt: the example as it stands, and its turns (prompt ids, completion ids, log-probabilities, text). A step of SRL has one turn."""
+    example: dict
+    turns: list
+    finished: bool = True       # the last completion ended by itself
+
+
+def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temperature=None):
+    """G episodes for each of P examples: complete, read the action, extend the context, until `extend` returns None or max_turns is reached.
+
+    extend(example, completion) -> the example with its context extended, or None where the episode is over; None itself: one turn.
+    Returns P lists of G Episodes. Equal contexts of a turn are computed once.
+    """
+    temperature = cfg.temperature if temperature is None else temperature
+    episodes = [[Episode(example, []) for _ in range(group_size)] for example in examples]
+    active = [episode for group in episodes for episode in group]
+    for turn in range(cfg.max_turns):
+        shared = {}
+        for episode in active:
+            shared.setdefault(json.dumps(make_prompt(episode.example)), []).append(episode)
+        prompts = [encode(tokenizer, json.loads(key)) for key in shared]
+        if temperature == 0:  # greedy: one completion serves all episodes with this context
+            rollout = generate(policy, tokenizer, prompts, 1, 0, cfg.max_new_tokens, cfg.max_rows)
+            picks = [i for i, group in enumerate(shared.values()) for _ in group]
+        else:
+            rollout = generate(policy, tokenizer, prompts, [len(group) for group in shared.values()], temperature, cfg.max_new_tokens, cfg.max_rows)
+            picks = range(len(rollout.texts))
+        active = []
+        for (prompt, episode), i in zip(((p, e) for p, group in zip(prompts, shared.values(), strict=True) for e in group), picks, strict=True):
+            episode.turns.append((prompt, rollout.completions[i], rollout.logprobs[i], rollout.texts[i]))
+            episode.finished = rollout.finished[i]
+            following = extend(episode.example, rollout.texts[i]) if extend and episode.finished else None
+            if following is not None:
+                episode.example = following
+                active.append(episode)
+        if not active:
+            break
+    return episodes
+
+
+# 5. Advantage
+def group_advantages(rewards, eps=1e-6):
+    """rewards (P, G) -> advantages (P, G): (r - mean) / (std + eps) inside each group, population std (paper section 3)."""
+    mean, std = rewards.mean(-1, keepdim=True), rewards.std(-1, correction=0, keepdim=True)
+    return (rewards - mean) / (std + eps)
+
+
+def informative_groups(rewards, min_std):
+    """rewards (P, G) -> (P,) bool: the groups whose population std is greater than min_std (paper section 4.3, dynamic sampling)."""
+    return rewards.std(-1, correction=0) > min_std
+
+
+# 6. Loss
+def grpo_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
+    """The clipped GRPO objective, negated (paper section 3): mean over completions of the mean over their tokens; KL coefficient 0.
+
+    logprobs, old_logprobs (B, T), advantages (B,), mask (B, T) -> scalar.
+    """
+    assert mask.any(1).all(), "a completion without tokens"
+    ratio = (logprobs - old_logprobs).exp()                                                      # (B, T)
+    advantages = advantages[:, None]
+    # min for both signs of A: clipping may only lower the objective
+    objective = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantages)
+    return -((objective * mask).sum(1) / mask.sum(1)).mean()
+
+
+# 7. Batch: dynamic sampling with refill
+class Cursor:
+    """Walks through the examples in a new random order every epoch; its place is one number."""
+
+    def __init__(self, examples, seed):
+        self.examples, self.seed, self.place = examples, seed, 0
+
+    def take(self, n):
+        out = []
+        for _ in range(n):
+            epoch, i = divmod(self.place, len(self.examples))
+            if i == 0 or not hasattr(self, "order"):
+                self.order = random.Random(f"{self.seed}-{epoch}").sample(range(len(self.examples)), len(self.examples))
+            out.append(self.examples[self.order[i]])
+            self.place += 1
+        return out
+
+
+def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg):
+    """A batch of P informative groups: prompts are drawn until it is full, at most max_tries times.
+
+    Returns (groups, stats): groups a list of (episodes, rewards (G,), advantages (G,)); stats over everything sampled, dropped groups included.
+    """
+    groups, rewards, episodes_seen, seconds, tries, need = [], [], [], Counter(), 0, cfg.prompts_per_batch
+    while need > 0 and tries < cfg.max_tries:
+        # a refill draws twice what is missing, as about half of the groups are dropped; what is too much is dropped as well
+        drawn = cursor.take(need if not tries else min(cfg.prompts_per_batch, 2 * need))
+        started = time.time()
+        played = play(policy, tokenizer, drawn, cfg.group_size, make_prompt, extend, cfg)
+        seconds["rollout"] += time.time() - started
+        started = time.time()
+        r = torch.tensor([[reward_fn(e.turns[-1][3], e.example) for e in group] for group in played])    # (P, G)
+        seconds["reward"] += time.time() - started
+        keep, advantages = informative_groups(r, cfg.eps), group_advantages(r)
+        groups += [(played[i], r[i], advantages[i]) for i in keep.nonzero()[:, 0].tolist()]
+        rewards.append(r)
+        episodes_seen += [e for group in played for e in group]
+        tries += 1
+        need = cfg.prompts_per_batch - len(groups)
+    r = torch.cat(rewards)
+    completions = [turn[1] for e in episodes_seen for turn in e.turns]
+    stats = {
+        "reward": r.mean().item(), "exact": (r >= 1).float().mean().item(), "bad_format": (r < 0).float().mean().item(),
+        "kept": len(groups), "sampled": len(r), "completions": len(completions), "tokens": sum(map(len, completions)) / len(completions),
+        "truncated": sum(not e.finished for e in episodes_seen) / len(episodes_seen), "seconds_rollout": seconds["rollout"], "seconds_reward": seconds["reward"],
+        "tokens_per_second": sum(map(len, completions)) / seconds["rollout"],
+    }
+    return groups[:cfg.prompts_per_batch], stats
+
+
+# 8. Update
+def micro_batches(turns, max_tokens):
+    """Turns (prompt, completion, old log-probabilities, advantage) gathered by prompt and laid into lists of at most max_tokens padded tokens."""
+    by_prompt = {}
+    for turn in turns:
+        by_prompt.setdefault(tuple(turn[0]), []).append(turn)
+    rows = []  # a row is the turns that share a prompt; a very large group is cut
+    for prompt, group in by_prompt.items():
+        row, length = [], len(prompt)
+        for turn in group:
+            if row and length + len(turn[1]) > max_tokens:
+                rows.append((length, row))
+                row, length = [], len(prompt)
+            row.append(turn)
+            length += len(turn[1])
+        rows.append((length, row))
+    rows.sort(key=lambda r: r[0])
+    batches, batch = [], []
+    for length, row in rows:
+        if batch and (len(batch) + 1) * length > max_tokens:
+            batches.append(batch)
+            batch = []
+        batch.append(row)
+    return batches + [batch]
+
+
+def update(policy, optimizer, turns, cfg, pad_id):
+    """One pass over a batch of turns (prompt ids, completion ids, old log-probabilities, advantage), `minibatches` optimizer steps. Returns stats."""
+    policy.train()
+    stats, steps = Counter(), 0
+    order = list(range(len(turns))) if cfg.minibatches == 1 else random.sample(range(len(turns)), len(turns))
+    for m in range(cfg.minibatches):
+        part = [turns[i] for i in order[m::cfg.minibatches]]
+        if not part:
+            continue
+        for rows in micro_batches(part, cfg.update_tokens):
+            flat = [turn for row in rows for turn in row]
+            logprobs, mask, entropy = token_logprobs(policy, [(row[0][0], [turn[1] for turn in row]) for row in rows], pad_id, cfg.temperature)
+            old = torch.zeros_like(logprobs).masked_scatter(mask, torch.tensor([lp for turn in flat for lp in turn[2]], device=mask.device))
+            advantages = torch.tensor([turn[3] for turn in flat], device=mask.device)
+            share = len(flat) / len(part)                                                        # the mean over the batch, not over micro-batches
+            loss = grpo_loss(logprobs, old, advantages, mask, cfg.clip_eps) * share
+            loss.backward()
+            with torch.no_grad():
+                difference = (logprobs - old)[mask]
+                stats["loss"] += loss.item()
+                stats["entropy"] += entropy.item() * share
+                stats["clipped"] += (difference.exp() - 1).abs().gt(cfg.clip_eps).float().mean().item() * share
+                stats["mismatch"] = max(stats["mismatch"], difference.abs().max().item() if m == 0 else 0.0)
+        stats["grad_norm"] += torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm).item()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        steps += 1
+    policy.eval()
+    return {name: value if name == "mismatch" else value / steps for name, value in stats.items()}
+
+
+# 9. Training
+def validate(policy, tokenizer, examples, make_prompt, reward_fn, extend, cfg):
+    """Mean reward, share of rewards of 1 (an exact step, a solved problem) and their standard error on the validation examples; the seed is fixed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        episodes = play(policy, tokenizer, examples, cfg.val_samples, make_prompt, extend, cfg, temperature=0 if cfg.val_samples == 1 else cfg.temperature)
+    r = torch.tensor([[reward_fn(e.turns[-1][3], e.example) for e in group] for group in episodes])
+    return {"val_exact": (r >= 1).float().mean().item(), "val_reward": r.mean().item()}
+
+
+def save_model(policy, tokenizer, folder):
+    """A model folder, complete or absent: written aside, then renamed."""
+    aside = Path(f"{folder}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    policy.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
+
+
+def save_checkpoint(path, **state):
+    torch.save(state, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)
+
+
+def load_checkpoint(path, cfg):
+    """The state of an interrupted run, or None. Raises InputError where it was made with other settings."""
+    if not path.exists():
+        return None
+    state = torch.load(path, weights_only=True)
+    changed = [f"{k} {state['config'].get(k)!r} -> {v!r}" for k, v in asdict(cfg).items() if state["config"].get(k) != v]
+    if changed:
+        raise segmentation.InputError(f"{path.parent}: an earlier run with other settings stands here ({'; '.join(changed)}); give another --out, or delete the folder")
+    return state
+
+
+def warn_once(told, name, message):
+    if name not in told:
+        told.add(name)
+        tqdm.write(f"note: {message}")
+
+
+def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
+    """GRPO on a task: examples, a prompt, a reward; `extend` for tasks of several turns. Saves the best model by validation in cfg.out.
+
+    Runs until cfg.rollouts completions have been sampled. Started again after an interruption it continues, with the same result.
+    """
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    state = load_checkpoint(out / "checkpoint.pt", cfg)
+    policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype)
+    torch.manual_seed(cfg.seed)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.95))
+    cursor = Cursor(examples, cfg.seed)
+    step, done, best, log = 0, 0, (-1.0, -1.0), []
+    if state:
+        policy.load_state_dict(state["policy"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        cursor.place, step, done, best, log = state["place"], state["step"], state["done"], tuple(state["best"]), state["log"]
+        if not state["finished"]:
+            print(f"{out}: continuing after update {step}")
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids(policy, tokenizer)[0]
+    told = set()
+
+    def check_and_save(finished):
+        """Validate, keep the model if it is the best so far, write log and checkpoint."""
+        nonlocal best
+        record = validate(policy, tokenizer, val_examples, make_prompt, reward_fn, extend, cfg)
+        if (record["val_exact"], record["val_reward"]) > best:
+            best = (record["val_exact"], record["val_reward"])
+            save_model(policy, tokenizer, out / "model")
+        if log:
+            log[-1].update(record)
+        segmentation.write_jsonl(out / "log.jsonl", log or [{"step": 0, **record}])
+        save_checkpoint(out / "checkpoint.pt", policy=policy.state_dict(), optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), place=cursor.place,
+                        step=step, done=done, best=best, log=log, config=asdict(cfg), finished=finished)
+        return record
+
+    if not state:
+        log.append({"step": 0, "done": 0})
+        record = check_and_save(False)
+        print(f"before training: exact {record['val_exact']:.1%}, reward {record['val_reward']:.3f} on {len(val_examples)} validation prompts")
+    bar = tqdm(total=cfg.rollouts, initial=done, unit="rollout", desc=f"{out.name}", dynamic_ncols=True)
+    while done < cfg.rollouts:
+        groups, stats = collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg)
+        done += stats["completions"]
+        started = time.time()
+        if groups:
+            # the turns of an episode share its advantage
+            turns = [(*turn[:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True) for turn in e.turns]
+            stats.update(update(policy, optimizer, turns, cfg, pad_id))
+        else:
+            warn_once(told, "no signal", f"no group of {stats['sampled']} had a reward difference, so there is nothing to learn from (mean reward {stats['reward']:.3f}): "
+                      "the problems are too hard for this policy (train it with SRL first) or too easy")
+        if stats["truncated"] > 0.5:
+            warn_once(told, "truncated", f"{stats['truncated']:.0%} of the completions were cut at {cfg.max_new_tokens} tokens: raise --max_new_tokens")
+        if stats["bad_format"] > 0.95:
+            warn_once(told, "format", "fewer than 5 % of the completions keep the format <think> .. </think> step: start from a model that follows the prompt")
+        step += 1
+        log.append({"step": step, "done": done, **stats, "seconds_update": time.time() - started})
+        bar.update(stats["completions"])
+        bar.set_postfix(exact=f"{stats['exact']:.1%}", reward=f"{stats['reward']:.3f}", kept=f"{stats['kept']}/{stats['sampled']}", val=f"{best[0]:.1%}")
+        if step % cfg.eval_every == 0 or done >= cfg.rollouts:
+            record = check_and_save(done >= cfg.rollouts)
+            e = next(iter(groups), [[None]])[0][0]
+            tqdm.write(f"update {step}: " + ", ".join(f"{k} {log[-1][k]:.3g}" for k in ("exact", "reward", "kept", "sampled", "tokens", "val_exact", "val_reward")))
+            if e and step % (5 * cfg.eval_every) == 0:
+                tqdm.write(f"  a completion with reward {reward_fn(e.turns[-1][3], e.example):.3f}: {e.turns[-1][3]!r}")
+    bar.close()
+    print(f"{out / 'model'}: the best policy by validation, exact {best[0]:.1%}, reward {best[1]:.3f}; log in {out / 'log.jsonl'}")
+
+
+# 10. SFT: the baseline on the same examples
+def action_of(text):
+    """What stands after the last </think>, the whole text where there is none: SFT on outlines writes no thoughts."""
+    return text.rpartition("</think>")[2].strip()
+
+
+def sft_target(example, kind):
+    """The text that SFT imitates: the step alone, or thoughts and the step."""
+    if kind == "outline":
+        return example["action"]
+    thoughts = example.get({"reasoning": "thoughts", "student": "student_thoughts"}[kind])
+    if thoughts is None:
+        raise segmentation.InputError(f"example {example['id']}: no thoughts for --sft_target {kind}; give every solution one thought per step, or train on the outline")
+    return f"<think>{thoughts}</think>\n{example['action']}"
+
+
+def sft_reward(completion, example):
+    """Similarity of the step, with or without thoughts before it: for validation."""
+    return cached_similarity(action_of(completion), example["action"])
+
+
+def train_sft(cfg, examples, val_examples):
+    """Cross-entropy on the expert's text; Adam, cosine with 30 % warmup as in the paper; the best epoch by validation is kept in cfg.out/model.
+
+    An example may carry its own `target` text (rejection sampling writes such files).
+    """
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    state = load_checkpoint(out / "checkpoint.pt", cfg)
+    if state:
+        print(f"{out / 'model'}: finished before, the best epoch by validation had exact {state['best'][0]:.1%}")
+        return
+    policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype)
+    eos = eos_ids(policy, tokenizer)[0]
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
+    turns = []
+    for example in examples:
+        target = tokenizer(example.get("target") or sft_target(example, cfg.sft_target), add_special_tokens=False)["input_ids"] + [eos]
+        turns.append((encode(tokenizer, srl_prompt(example)), target))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.95))
+    total = cfg.epochs * math.ceil(len(turns) / cfg.sft_batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / (0.3 * total), 0.5 * (1 + math.cos(math.pi * max(0.0, s / total - 0.3) / 0.7))))
+    rng, best, log, step = random.Random(cfg.seed), (-1.0, -1.0), [], 0
+    bar = tqdm(total=total, desc=out.name, unit="batch", dynamic_ncols=True)
+    for epoch in range(1, cfg.epochs + 1):
+        policy.train()
+        order = rng.sample(range(len(turns)), len(turns))
+        losses = []
+        for begin in range(0, len(order), cfg.sft_batch):
+            part = [turns[i] for i in order[begin:begin + cfg.sft_batch]]
+            for rows in micro_batches(part, cfg.update_tokens):
+                logprobs, mask, _ = token_logprobs(policy, [(row[0][0], [turn[1] for turn in row]) for row in rows], pad_id)
+                loss = -logprobs.sum() / sum(len(turn[1]) for turn in part)
+                loss.backward()
+                losses.append(loss.item())
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            bar.update()
+        record = validate(policy.eval(), tokenizer, val_examples, srl_prompt, sft_reward, None, cfg)
+        log.append({"epoch": epoch, "step": step, "loss": sum(losses) * cfg.sft_batch / len(turns), **record})
+        if (record["val_exact"], record["val_reward"]) > best:
+            best = (record["val_exact"], record["val_reward"])
+            save_model(policy, tokenizer, out / "model")
+        segmentation.write_jsonl(out / "log.jsonl", log)
+        tqdm.write(f"epoch {epoch}: " + ", ".join(f"{k} {log[-1][k]:.4g}" for k in ("loss", "val_exact", "val_reward")))
+    bar.close()
+    save_checkpoint(out / "checkpoint.pt", config=asdict(cfg), best=best, finished=True)
+    print(f"{out / 'model'}: the best epoch by validation, exact {best[0]:.1%}; log in {out / 'log.jsonl'}")
+
+
+def parse_flags(defaults, description):
+    """A flag for every knob of the Config; bools and numbers are read as such."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for field in fields(defaults):
+        parser.add_argument(f"--{field.name}", type=type(getattr(defaults, field.name)), default=getattr(defaults, field.name), help=" ")
+    cfg = replace(defaults, **vars(parser.parse_args()))
+    for name in ("prompts_per_batch", "group_size", "max_new_tokens", "max_turns", "max_tries", "minibatches", "eval_every", "val_samples", "epochs", "max_rows", "update_tokens"):
+        if getattr(cfg, name) < 1:
+            raise segmentation.InputError(f"--{name} {getattr(cfg, name)}: must be at least 1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return cfg
+
+
+def read_examples(cfg, names=("id", "problem", "action", "k", "n")):
+    """(training, validation) examples of cfg.data."""
+    if not Path(cfg.data).is_dir():
+        raise segmentation.InputError(f"{cfg.data}: no such folder; make it with python 01_segment.py, or give another with --data")
+    return tuple(segmentation.read_jsonl(Path(cfg.data) / f"{part}.jsonl", names) for part in ("train", "val"))
+
+
+def main():
+    cfg = parse_flags(Config(), __doc__.split("\n")[0])
+    examples, val_examples = read_examples(cfg)
+    if cfg.method == "srl":
+        train(cfg, examples, val_examples, srl_prompt, srl_reward)
+    elif cfg.method == "sft":
+        train_sft(cfg, examples, val_examples)
+    else:
+        raise segmentation.InputError(f"--method {cfg.method}: must be srl or sft")
+
+
+if __name__ == "__main__":
+    segmentation.run_main(main)

@@ -1,0 +1,255 @@
+"""Stage 4: did it work, and how sure are we? Greedy, avg@k and pass@k on the benchmarks, with intervals, a table and a figure.
+
+Prompt, episode and grader are those of 03, so the number that is reported is the reward that was trained on. Every completion is kept, and --regrade
+grades them again without a model.
+
+in:      benchmarks (JSONL: id, problem, answer) and any number of models
+out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers per problem and what made them), table.md and figure.png beside them
+command: python 04_eval.py                                                    # base and every model in runs/, 2 CPU cores, about 30 s a model
+         python 04_eval.py --models mine=runs/my_run/model --results results/mine
+         python 04_eval.py --table results/miniature                          # table and figure over all seeds, no model
+"""
+import argparse
+import json
+import math
+import platform
+import random
+import subprocess
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+
+rlvr = import_module("03_rlvr_train")  # import cannot spell a file name that begins with a digit
+srl, segmentation = rlvr.srl, rlvr.segmentation
+HERE = Path(__file__).parent
+
+# name of a run: (name in the table, colour); the order of the rows. Okabe and Ito's palette, which the colour-blind can tell apart
+METHODS = {
+    "base": ("Base", "#999999"), "sft_outline": ("SFT (outline)", "#E69F00"), "sft_reasoning": ("SFT (reasoning)", "#F0E442"), "rlvr": ("RLVR", "#56B4E9"),
+    "sft_rlvr": ("SFT then RLVR", "#CC79A7"), "srl": ("SRL", "#009E73"), "srl_rlvr": ("SRL then RLVR", "#0072B2"),
+    "sft_student": ("control: SFT, own-style thoughts", "#D55E00"), "rejection": ("control: rejection sampling", "#000000"),
+}
+
+
+# 1. Estimators
+def pass_at_k(n, c, k):
+    """Probability that at least one of k completions is right, unbiased from c right ones of n: 1 - C(n-c, k) / C(n, k)."""
+    if not 1 <= k <= n:
+        raise ValueError(f"k = {k} must be in 1..n = {n}")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def bootstrap_interval(per_problem, num=2000, level=0.95, seed=0):
+    """Percentile interval of the mean. per_problem: N numbers, one per problem, or S lists of N, one per training seed.
+
+    Problems are drawn with replacement, and seeds as well where there are several: the interval covers other problems and other runs.
+    """
+    runs = torch.tensor(per_problem, dtype=torch.float64).view(-1, len(per_problem[0]) if isinstance(per_problem[0], (list, tuple)) else len(per_problem))   # (S, N)
+    S, N = runs.shape
+    generator = torch.Generator().manual_seed(seed)
+    problems = torch.randint(N, (num, N), generator=generator)
+    seeds = torch.randint(S, (num, S), generator=generator) if S > 1 else torch.zeros(num, 1, dtype=torch.long)
+    means = runs[seeds[:, :, None], problems[:, None, :]].mean((1, 2))                            # (num,)
+    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    return low, high
+
+
+# 2. Completions of one model on one benchmark
+def attempt_record(episode):
+    """What is kept of an attempt: the text of every turn and their tokens. The grade is made from it, never stored in its place."""
+    return {"turns": [turn[3] for turn in episode.turns], "tokens": [len(turn[1]) for turn in episode.turns], "finished": episode.finished}
+
+
+def attempts_file(path, settings, policy_of, problems, args):
+    """The attempts at each problem: read from `path` where it was made with the same settings, else sampled and written there."""
+    if path.exists():
+        first, *records = segmentation.read_jsonl(path)
+        if first == settings:
+            return records
+    if args.regrade:
+        raise segmentation.InputError(f"{path}: no completions with these settings to grade again; run without --regrade")
+    policy, tokenizer = policy_of()
+    make_prompt, extend = rlvr.MODES[args.mode]
+    cfg = rlvr.Config(max_new_tokens=args.max_new_tokens, max_turns=args.max_turns, max_rows=args.max_rows)
+    torch.manual_seed(args.seed)
+    examples = [{**p, "partial": ""} for p in problems]
+    greedy = srl.play(policy, tokenizer, examples, 1, make_prompt, extend, cfg, temperature=0)
+    sampled = srl.play(policy, tokenizer, examples, args.k, make_prompt, extend, cfg, temperature=args.temperature)
+    records = [{"id": p["id"], "answer": p["answer"], "greedy": attempt_record(g[0]), "sampled": [attempt_record(e) for e in s]}
+               for p, g, s in zip(problems, greedy, sampled, strict=True)]
+    segmentation.write_jsonl(path, [settings, *records])
+    return records
+
+
+def grade(records):
+    """Per problem: greedy right (0/1), how many of the k samples are right; verdicts, tokens a response and a step over the samples."""
+    verdicts, tokens, turns = Counter(), [], 0
+    greedy, right = [], []
+    for record in records:
+        greedy.append(int(rlvr.is_correct(record["greedy"]["turns"][-1], record["answer"])))
+        grades = [rlvr.judge(a["turns"][-1], record["answer"]) if a["finished"] else "truncated" for a in record["sampled"]]
+        verdicts.update(grades)
+        right.append(grades.count("right"))
+        tokens += [sum(a["tokens"]) for a in record["sampled"]]
+        turns += sum(len(a["turns"]) for a in record["sampled"])
+    return {"greedy": greedy, "right": right, "k": len(records[0]["sampled"]), "verdicts": dict(verdicts), "tokens_per_response": sum(tokens) / len(tokens),
+            "tokens_per_step": sum(tokens) / turns}
+
+
+# 3. Table and figure
+def read_results(folder):
+    """{method: list of results, one per seed} of a folder: NAME.json, or seed*/NAME.json."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.json")) + sorted(Path(folder).glob("seed*/*.json")):
+        found.setdefault(path.stem, []).append(json.loads(path.read_text()))
+    if not found:
+        raise segmentation.InputError(f"{folder}: no results (NAME.json or seed*/NAME.json) in this folder; make some with python 04_eval.py")
+    return dict(sorted(found.items(), key=lambda item: list(METHODS).index(item[0]) if item[0] in METHODS else len(METHODS)))
+
+
+def summary(results, benchmark):
+    """Means and intervals in percent over the seeds and problems of one method on one benchmark."""
+    parts = [r["benchmarks"][benchmark] for r in results]
+    avg = [[c / p["k"] for c in p["right"]] for p in parts]
+    mean = lambda rows: 100 * sum(map(sum, rows)) / sum(map(len, rows))  # noqa: E731
+    low, high = bootstrap_interval(avg)
+    greedy_low, greedy_high = bootstrap_interval([p["greedy"] for p in parts])
+    total = Counter()
+    for p in parts:
+        total.update(p["verdicts"])
+    share = {name: 100 * n / total.total() for name, n in total.items()}
+    return {
+        "greedy": mean([p["greedy"] for p in parts]), "greedy_low": 100 * greedy_low, "greedy_high": 100 * greedy_high, "avg": mean(avg), "low": 100 * low, "high": 100 * high,
+        "pass": mean([[pass_at_k(p["k"], c, p["k"]) for c in p["right"]] for p in parts]), "k": parts[0]["k"], "n": len(parts[0]["right"]), "share": share,
+        "tokens_per_response": sum(p["tokens_per_response"] for p in parts) / len(parts), "tokens_per_step": sum(p["tokens_per_step"] for p in parts) / len(parts),
+    }
+
+
+def make_table(found):
+    """Markdown in the shape of the paper's table: a row a method, greedy and avg@k with its 95 % interval for each benchmark."""
+    benchmarks = list(next(iter(found.values()))[0]["benchmarks"])
+    rows = {name: {b: summary(results, b) for b in benchmarks} for name, results in found.items()}
+    k = next(iter(rows.values()))[benchmarks[0]]["k"]
+    average = lambda row, key: sum(row[b][key] for b in benchmarks) / len(benchmarks)  # noqa: E731
+    label = lambda name: METHODS.get(name, (name,))[0]  # noqa: E731
+    lines = ["| method | seeds | " + " | ".join(f"{b}: greedy | {b}: avg@{k} [95 %]" for b in benchmarks) + " | average |", "|---|---|" + "---|" * (2 * len(benchmarks) + 1)]
+    for name, row in rows.items():
+        cells = [f"{row[b]['greedy']:.1f} | {row[b]['avg']:.1f} [{row[b]['low']:.1f}, {row[b]['high']:.1f}]" for b in benchmarks]
+        lines.append(f"| {label(name)} | {len(found[name])} | {' | '.join(cells)} | {(average(row, 'greedy') + average(row, 'avg')) / 2:.1f} |")
+    lines += ["", f"| method | {' | '.join(f'{b}: pass@{k}' for b in benchmarks)} | wrong | no answer | unparsable | truncated | tokens a step | tokens a response |",
+              "|---|" + "---|" * (len(benchmarks) + 6)]
+    for name, row in rows.items():
+        shares = [f"{sum(row[b]['share'].get(verdict, 0) for b in benchmarks) / len(benchmarks):.1f} %" for verdict in ("wrong", "no answer", "unparsable", "truncated")]
+        cells = [f"{row[b]['pass']:.1f}" for b in benchmarks] + shares + [f"{average(row, key):.0f}" for key in ("tokens_per_step", "tokens_per_response")]
+        lines.append(f"| {label(name)} | {' | '.join(cells)} |")
+    n = rows[next(iter(rows))][benchmarks[0]]["n"]
+    lines += ["", f"{n} problems a benchmark. Intervals: 95 % bootstrap over problems" + (" and training seeds" if max(map(len, found.values())) > 1 else "") + ". Average: the mean of the columns."]
+    return "\n".join(lines), rows, benchmarks, k
+
+
+def make_figure(rows, benchmarks, k, seeds, path):
+    """avg@k with intervals, one panel a benchmark."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(1, len(benchmarks), figsize=(3.1 * len(benchmarks) + 2.2, 0.42 * len(rows) + 1.7), sharey=True, squeeze=False)
+    names = list(rows)[::-1]
+    for ax, b in zip(axes[0], benchmarks, strict=True):
+        for y, name in enumerate(names):
+            s = rows[name][b]
+            ax.barh(y, s["avg"], color=METHODS.get(name, (name, "#666666"))[1], height=0.7,
+                    xerr=[[max(0, s["avg"] - s["low"])], [max(0, s["high"] - s["avg"])]], error_kw={"ecolor": "#333333", "capsize": 3, "lw": 1.2})
+            ax.text(max(s["high"], s["avg"]) + 2, y, f"{s['avg']:.0f}", va="center", fontsize=10)
+        ax.set(title=b, xlim=(0, 112), xticks=(0, 50, 100))
+        ax.set_xlabel(f"avg@{k}, % solved")
+    axes[0][0].set_yticks(range(len(names)), [METHODS.get(name, (name,))[0] for name in names])
+    title = "Step rewards teach what outcome rewards cannot start" if {"srl", "rlvr"} <= set(rows) else "Problems solved"
+    figure.suptitle(f"{title}  (miniature; {seeds} training seed{'s' if seeds > 1 else ''}, 95 % intervals)" if "short" in benchmarks else title, fontsize=13)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def show(folder):
+    found = read_results(folder)
+    table, rows, benchmarks, k = make_table(found)
+    print(f"\n{table}\n")
+    segmentation.write_text(Path(folder) / "table.md", table + "\n")
+    make_figure(rows, benchmarks, k, max(map(len, found.values())), Path(folder) / "figure.png")
+    print(f"table:  {Path(folder) / 'table.md'}\nfigure: {Path(folder) / 'figure.png'}")
+
+
+def models_found():
+    """base and the models of the methods that stand in runs/."""
+    paths = {"base": HERE / "miniature/base", **{name: HERE / "runs" / name / "model" for name in METHODS if name != "base"}}
+    return [f"{name}={path}" for name, path in paths.items() if path.is_dir()]
+
+
+def provenance():
+    """Commit and versions: what made a number."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True).stdout.strip() or "unknown"
+    return {"commit": commit, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads" + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", help="NAME=FOLDER, any number; default: base and every method in runs/")
+    parser.add_argument("--benchmarks", nargs="+", type=Path, default=[HERE / f"miniature/benchmarks/{name}.jsonl" for name in ("short", "hard", "long", "large")])
+    parser.add_argument("--k", type=int, default=8, help="sampled attempts per problem, for avg@k and pass@k")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--mode", choices=list(rlvr.MODES), default="stepwise")
+    parser.add_argument("--max_new_tokens", type=int, default=srl.Config.max_new_tokens)
+    parser.add_argument("--max_turns", type=int, default=10, help="steps of an attempt in stepwise mode; the longest expert solution of the benchmarks takes 8")
+    parser.add_argument("--max_rows", type=int, default=srl.Config.max_rows)
+    parser.add_argument("--limit", type=int, help="only the first so many problems of a benchmark")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--train_seed", type=int, default=0, help="only written down: which training seed the models have")
+    parser.add_argument("--completions", type=Path, default=HERE / "runs/eval")
+    parser.add_argument("--results", type=Path, default=HERE / "results/latest")
+    parser.add_argument("--regrade", action="store_true", help="grade the kept completions again, without a model")
+    parser.add_argument("--table", type=Path, help="only make table and figure of this folder")
+    args = parser.parse_args()
+    if args.table:
+        return show(args.table)
+    if args.k < 1:
+        raise segmentation.InputError(f"--k {args.k}: must be at least 1")
+    if args.limit is not None and args.limit < 1:
+        raise segmentation.InputError(f"--limit {args.limit}: must be at least 1")
+
+    benchmarks = {path.stem: segmentation.read_jsonl(path, ("id", "problem", "answer"))[:args.limit] for path in args.benchmarks}
+    for problems in benchmarks.values():
+        for problem in problems:
+            rlvr.parse_gold(str(problem["answer"]))
+    models = dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found())
+    settings = {name: getattr(args, name) for name in ("k", "temperature", "mode", "max_new_tokens", "max_turns", "limit", "seed")}
+    bar = tqdm(total=len(models) * len(benchmarks), unit="benchmark", desc="evaluating", dynamic_ncols=True)
+    for name, folder in models.items():
+        loaded = []
+        changed = max((p.stat().st_mtime for p in Path(folder).glob("*.safetensors")), default=0)  # a model trained anew is evaluated anew
+
+        def policy_of(folder=folder, loaded=loaded):
+            if not loaded:
+                loaded.append(srl.load_policy(folder, srl.Config.device))
+            return loaded[0]
+
+        result = {"model": name, "train_seed": args.train_seed, "decoding": settings, "made_by": provenance(), "benchmarks": {}}
+        for benchmark, problems in benchmarks.items():
+            bar.set_postfix_str(f"{name} on {benchmark}")
+            records = attempts_file(args.completions / name / f"{benchmark}.jsonl", {"model": str(folder), "changed": changed, **settings}, policy_of, problems, args)
+            result["benchmarks"][benchmark] = grade(records)
+            bar.update()
+        segmentation.write_text(args.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    bar.close()
+    show(args.results)
+
+
+if __name__ == "__main__":
+    segmentation.run_main(main)

@@ -1,0 +1,561 @@
+"""Make the miniature world again from a seed: expert data, benchmarks, tokenizer and the small base model.
+
+The world is linear equations. An action is one algebraic transformation, written as a numbered step with a bold title, the shape of the
+numbered solutions in s1K. Everything here is committed, so nobody has to run this; it is here so that everybody can.
+
+  base model   knows every legal move with its arithmetic on scratch paper in <think>, but draws its moves at random: algebra without strategy
+  expert       always makes the right move; its data holds the moves and answers (its own, wordier thoughts are kept apart, for SFT on reasoning)
+  benchmarks   short, hard (as trained), long (more steps than any expert solution), large (bigger numbers); disjoint from the training problems
+
+in:      nothing
+out:     miniature/expert.jsonl, miniature/benchmarks/*.jsonl, miniature/base/ (config, tokenizer, safetensors)
+command: python miniature/make.py              # 2 CPU cores, about 45 min, resumes where it stopped
+         python miniature/make.py --data_only  # the same without the base model, seconds
+"""
+import argparse
+import json
+import os
+import random
+import re
+import sys
+import time
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LIMIT = 999                     # no number in the world is larger
+TRAIN_PROBLEMS = 560            # hard problems with an expert solution: 500 to train on, 60 held out by 01_segment.py
+BENCHMARK_PROBLEMS = 60         # problems per benchmark
+MUON_LR = 0.01
+MAX_TURNS = 8                   # the longest expert solution; random walks stop here too
+
+
+# 1. Equations: a side is a list of terms ("x", a), ("c", b) or ("p", k, a, b) for k(ax + b)
+def signed(n, unit="", first=False):
+    """The term n*unit with its sign: '4x', '- 7' or '-7'."""
+    body = unit if unit and abs(n) == 1 else f"{abs(n)}{unit}"
+    if first:
+        return f"-{body}" if n < 0 else body
+    return f" - {body}" if n < 0 else f" + {body}"
+
+
+def side_text(side):
+    text = ""
+    for kind, n, *inner in side:
+        unit = {"x": "x", "c": ""}.get(kind) if kind != "p" else f"({signed(inner[0], 'x', True)}{signed(inner[1])})"
+        text += signed(n, unit, first=not text)
+    return text or "0"
+
+
+def equation_text(equation):
+    return f"{side_text(equation[0])} = {side_text(equation[1])}"
+
+
+def total(side, kind):
+    """Sum of the side's terms of one kind outside parentheses."""
+    return sum(term[1] for term in side if term[0] == kind)
+
+
+def has_parentheses(side):
+    return any(term[0] == "p" for term in side)
+
+
+def is_tidy(side):
+    """At most one x term and one constant outside parentheses."""
+    return all(sum(term[0] == kind for term in side) <= 1 for kind in "xc")
+
+
+def without_zeros(side):
+    return [term for term in side if term[1] != 0]
+
+
+# 2. Scratch paper: column arithmetic in the student's own style
+def columns(n, width):
+    return [n // 10**i % 10 for i in range(width)]
+
+
+def scratch_sum(a, b):
+    """'46+28: 6+8=14, 4+2+1=7, so 74'; opposite signs subtract the smaller magnitude from the larger."""
+    result, head = a + b, f"{a}{b:+d}"
+    if result == 0 or (max(abs(a), abs(b)) < 10 and a >= 0 and result >= 0):
+        return f"{head}={result}"
+    big, small = max(abs(a), abs(b)), min(abs(a), abs(b))
+    width, parts, carry = len(str(big)), [], 0
+    same_sign = (a < 0) == (b < 0)
+    for p, q in zip(columns(big, width), columns(small, width), strict=True):
+        if same_sign:
+            parts.append(f"{p}+{q}{'+1' if carry else ''}={p + q + carry}")
+            carry = (p + q + carry) // 10
+        else:
+            p -= carry
+            carry = int(p < q)
+            p += 10 * carry
+            parts.append(f"{p}-{q}={p - q}")
+    plain = f"{big}{'+' if same_sign else '-'}{small}"
+    return f"{head}: {'' if plain == head else plain + ': '}{', '.join(parts)}, so {result}"
+
+
+def scratch_product(k, n):
+    """'4*27: 4*7=28, 4*2+2=10, so 108' for a single-digit k."""
+    if abs(n) < 10:
+        return f"{k}*{abs(n)}={k * abs(n)}"
+    parts, carry = [], 0
+    for digit in columns(abs(n), len(str(abs(n)))):
+        parts.append(f"{k}*{digit}{f'+{carry}' if carry else ''}={k * digit + carry}")
+        carry = (k * digit + carry) // 10
+    return f"{k}*{abs(n)}: {', '.join(parts)}, so {k * abs(n)}"
+
+
+def scratch_quotient(n, d):
+    """'119/7: 11/7=1 r4, 49/7=7, so 17' for a single-digit d that divides n."""
+    if abs(n) // d < 10:
+        return f"{abs(n)}/{d}={abs(n) // d}"
+    parts, rest, begun = [], 0, False
+    for digit in str(abs(n)):
+        rest = 10 * rest + int(digit)
+        if rest >= d or begun:
+            begun = True
+            parts.append(f"{rest}/{d}={rest // d}" + (f" r{rest % d}" if rest % d else ""))
+            rest %= d
+    return f"{abs(n)}/{d}: {', '.join(parts)}, so {abs(n) // d}"
+
+
+# 3. The expert's thoughts: the same arithmetic in a style that is foreign to the student (place values, counting up, words)
+def foreign_sum(a, b):
+    big, small = max(abs(a), abs(b)), min(abs(a), abs(b))
+    if (a < 0) == (b < 0):
+        tens = f"{big // 10 * 10} and {small // 10 * 10} make {big // 10 * 10 + small // 10 * 10}"
+        ones = f"{big % 10} and {small % 10} make {big % 10 + small % 10}"
+        return f"We need {a} {'+' if b >= 0 else '-'} {abs(b)}. Here {tens} and {ones}, together {big + small}, which gives {a + b}"
+    step = (10 - small % 10) % 10
+    if small + step > big:
+        step = 0
+    return f"We need {a} {'+' if b >= 0 else '-'} {abs(b)}. From {small} up to {small + step} is {step}, on to {big} is {big - small - step}, which gives {a + b}"
+
+
+def foreign_product(k, n):
+    n = abs(n)
+    return f"Taking {k} groups of {n // 10 * 10} is {k * (n // 10 * 10)} and {k} groups of {n % 10} is {k * (n % 10)}, in all {k * n}"
+
+
+def foreign_quotient(n, d):
+    n, q = abs(n), abs(n) // d
+    return f"How many {d} fit in {n}? {q // 10 * 10} of them use {d * (q // 10 * 10)}, leaving {n - d * (q // 10 * 10)}, which is {q % 10} more, so {q}"
+
+
+STYLES = {"student": (scratch_sum, scratch_product, scratch_quotient), "expert": (foreign_sum, foreign_product, foreign_quotient)}
+
+
+# 4. Moves: a title, and what it does to an equation
+def combine(side, work, extra=()):
+    """Like terms outside parentheses added up, the sums written to `work`."""
+    side = list(side) + list(extra)
+    out = [term for term in side if term[0] == "p"]
+    for kind in "xc":
+        values = [term[1] for term in side if term[0] == kind]
+        running = values[0] if values else 0
+        for value in values[1:]:
+            work.append(("sum", running, value))
+            running += value
+        out.append((kind, running))
+    return without_zeros(out)
+
+
+def apply_move(equation, title):
+    """(new equation, work) after the move that `title` names, or None where it is not a legal move here.
+
+    work lists the arithmetic as (operation, a, b). The answer's new equation is None.
+    """
+    left, right = equation
+    work = []
+    if title == "Swap the sides":
+        return (right, left), work
+    if title == "State the answer":
+        return (None, work) if left == [("x", 1)] and all(t[0] == "c" for t in right) else None
+    if m := re.fullmatch(r"(Expand|Simplify) the (left|right) side", title):
+        index = 0 if m[2] == "left" else 1
+        side = equation[index]
+        if m[1] == "Expand":
+            if not has_parentheses(side):
+                return None
+            new = []
+            for kind, n, *inner in side:
+                if kind == "p":
+                    work += [("product", n, inner[0]), ("product", n, inner[1])]
+                    new += [("x", n * inner[0]), ("c", n * inner[1])]
+                else:
+                    new.append((kind, n))
+        else:
+            if has_parentheses(side) or is_tidy(side):
+                return None
+            new = combine(side, work)
+        return ((new, right) if index == 0 else (left, new)), work
+    if not (is_tidy(left) and is_tidy(right)):
+        return None
+    if m := re.fullmatch(r"(Add|Subtract) (\d*)(x?) (?:to|from) both sides", title):
+        n = int(m[2] or 1) if m[3] else int(m[2] or 0)
+        term = ("x" if m[3] else "c", n if m[1] == "Add" else -n)
+        return (combine(left, work, [term]), combine(right, work, [term])), work
+    if m := re.fullmatch(r"(Divide|Multiply) both sides by ([2-9])", title):
+        d = int(m[2])
+        if has_parentheses(left) or has_parentheses(right):
+            return None
+        operation = "quotient" if m[1] == "Divide" else "product"
+        if operation == "quotient" and any(n % d for side in equation for _, n in side):
+            return None
+        work = [("quotient", n, d) if operation == "quotient" else ("product", d, n) for side in equation for _, n in side]
+        return tuple([(kind, n // d if operation == "quotient" else n * d) for kind, n in side] for side in equation), work
+    return None
+
+
+def in_range(equation):
+    return all(abs(number) <= LIMIT for side in equation for term in side for number in term[1:])
+
+
+def add_title(kind, n):
+    """The title of adding the term n (or nx) to both sides."""
+    unit = signed(abs(n), "x" if kind == "x" else "", True)
+    return f"Add {unit} to both sides" if n > 0 else f"Subtract {unit} from both sides"
+
+
+def random_title(equation, rng):
+    """One legal move without any strategy: a random kind of move, then mostly a random number."""
+    left, right = equation
+    choices = [("swap", 0.5)]
+    for name, side in (("left", left), ("right", right)):
+        if has_parentheses(side):
+            choices.append((f"Expand the {name} side", 1.0))
+        elif not is_tidy(side):
+            choices.append((f"Simplify the {name} side", 1.0))
+    if is_tidy(left) and is_tidy(right):
+        choices += [("c", 1.5), ("x", 1.5)]
+        if not has_parentheses(left) and not has_parentheses(right):
+            choices.append(("multiply", 0.5))
+            divisors = [d for d in range(2, 10) if all(n % d == 0 for side in equation for _, n in side)]
+            if divisors and (left or right):
+                solved_but_for_division = [t[0] for t in left] == ["x"] and [t[0] for t in right] == ["c"]
+                choices.append(("divide", 2.0 if solved_but_for_division else 1.0))
+    if left == [("x", 1)] and all(t[0] == "c" for t in right):
+        choices.append(("State the answer", 1.0))
+    while True:
+        kind = rng.choices([c for c, _ in choices], [w for _, w in choices])[0]
+        if kind == "swap":
+            title = "Swap the sides"
+        elif kind in ("c", "x"):
+            present = [term[1] for side in equation for term in side if term[0] == kind]
+            if present and rng.random() < 0.12:  # now and then a number that stands there, as anybody would try
+                n = -rng.choice(present)
+            else:
+                n = rng.choice((-1, 1)) * (rng.randint(1, 9) if kind == "x" else rng.choice((rng.randint(1, 9), rng.randint(1, 99), rng.randint(100, 400))))
+            title = add_title(kind, n)
+        elif kind == "multiply":
+            title = f"Multiply both sides by {rng.randint(2, 9)}"
+        elif kind == "divide":
+            title = f"Divide both sides by {rng.choice(divisors)}"
+        else:
+            title = kind
+        new, _ = apply_move(equation, title)
+        if new is None or (in_range(new) and any(t[0] in "xp" for side in new for t in side)):
+            return title
+
+
+def expert_title(equation):
+    """The right move: expand, simplify, collect x on the left, constants on the right, divide, answer."""
+    left, right = equation
+    for name, side in (("left", left), ("right", right)):
+        if has_parentheses(side):
+            return f"Expand the {name} side"
+    for name, side in (("left", left), ("right", right)):
+        if not is_tidy(side):
+            return f"Simplify the {name} side"
+    if total(right, "x"):
+        return add_title("x", -total(right, "x"))
+    if total(left, "c"):
+        return add_title("c", -total(left, "c"))
+    if total(left, "x") != 1:
+        return f"Divide both sides by {total(left, 'x')}"
+    return "State the answer"
+
+
+def write_thought(title, work, style):
+    names = dict(zip(("sum", "product", "quotient"), STYLES[style], strict=True))
+    opening = "I could" if style == "student" else "The natural thing here is to"
+    return " ".join([f"{opening} {title[0].lower()}{title[1:]}."] + [f"{names[op](a, b)}." for op, a, b in work])
+
+
+def step_text(title, equation, new):
+    result = f"\\boxed{{{total(equation[1], 'c')}}}" if new is None else equation_text(new)
+    return f"**{title}** {result}"
+
+
+def play(equation, titles):
+    """The steps, thoughts and equations of a solution; `titles` maps an equation to the next title (None ends it)."""
+    steps, works, states = [], [], [equation]
+    while (title := titles(equation)) is not None:
+        new, work = apply_move(equation, title)
+        steps.append(f"{len(steps) + 1}. {step_text(title, equation, new)}")
+        works.append((title, work))
+        if new is None:
+            break
+        equation = new
+        states.append(equation)
+    return steps, works, states
+
+
+# 5. Problems
+def draw_problem(kind, rng):
+    """An equation of one kind with an integer solution and a last coefficient of 2..9; (equation, solution x)."""
+    while True:
+        x, a_last = rng.choice((-1, 1)) * rng.randint(2, 20), rng.randint(2, 9)
+        if kind == "short":
+            a = a_last + (rng.randint(1, 9) if rng.random() < 0.5 else 0)
+            b = rng.choice((-1, 1)) * rng.randint(1, 60)
+            left, right = [("x", a), ("c", b)], [("x", a - a_last), ("c", a_last * x + b)]
+        elif kind in ("hard", "large"):
+            k, a = rng.randint(2, 9), rng.randint(2, 9)
+            b, c = rng.choice((-1, 1)) * rng.randint(2, 19), rng.choice((-1, 1)) * rng.randint(10, 99)
+            if kind == "large":
+                b, c = rng.choice((-1, 1)) * rng.randint(20, 60), rng.choice((-1, 1)) * rng.randint(100, 400)
+                x = rng.choice((-1, 1)) * rng.randint(25, 90)
+            left, right = [("p", k, a, b), ("c", c)], [("x", k * a - a_last), ("c", a_last * x + k * b + c)]
+            if k * b + c == 0:
+                continue
+        else:
+            k, a, m, d = (rng.randint(2, 9) for _ in range(4))
+            b, c, e = (rng.choice((-1, 1)) * rng.randint(1, n) for n in (19, 99, 19))
+            f = (k * a - m * d) * x + k * b + c - m * e
+            left, right = [("p", k, a, b), ("c", c)], [("p", m, d, e), ("c", f)]
+            if not 2 <= k * a - m * d <= 9 or abs(f) > 399 or 0 in (f, m * e + f, k * b + c):
+                continue
+        equation = without_zeros(left), without_zeros(right)
+        if total(left, "x") < 0 or total(right, "x") < 0 or total(right, "c") == 0:
+            continue
+        _, _, states = play(equation, expert_title)
+        if all(in_range(state) for state in states):
+            return equation, x
+
+
+def make_data(seed):
+    rng = random.Random(seed)
+    seen, sets = set(), {}
+    sizes = {"short": BENCHMARK_PROBLEMS, "hard": BENCHMARK_PROBLEMS, "long": BENCHMARK_PROBLEMS, "large": BENCHMARK_PROBLEMS, "expert": TRAIN_PROBLEMS}
+    for name, size in sizes.items():
+        records = sets[name] = []
+        while len(records) < size:
+            equation, x = draw_problem("hard" if name == "expert" else name, rng)
+            text = equation_text(equation)
+            if text in seen:
+                continue
+            seen.add(text)
+            record = {"id": f"{name}-{len(records):03d}", "problem": f"Solve {text}", "answer": str(x)}
+            if name == "expert":
+                steps, works, _ = play(equation, expert_title)
+                record["solution"] = "\n".join(steps)
+                record["thoughts"] = [write_thought(*w, "expert") for w in works]
+                record["student_thoughts"] = [write_thought(*w, "student") for w in works]
+            records.append(record)
+    return sets, seen
+
+
+# 6. The base model's reading: random legal moves from states along random walks and along solutions
+def draw_reading(rng, held_out, num=4):
+    """(problem, steps so far, num pairs of (think, action), equation): the next moves are always drawn without strategy."""
+    while True:
+        start, _ = draw_problem(rng.choices(("short", "hard", "long", "large"), (1, 3, 1, 1.5))[0], rng)
+        if equation_text(start) not in held_out:
+            break
+    if rng.random() < 0.6:  # states along a solution, so that nearly solved equations are common; the next move is random all the same
+        steps, _, states = play(start, expert_title)
+        n = rng.randrange(len(states))
+        steps, equation = steps[:n], states[n]
+    else:
+        turns = iter(range(rng.randrange(MAX_TURNS)))
+        steps, _, states = play(start, lambda eq: None if next(turns, None) is None else random_title(eq, rng))
+        equation = states[-1]
+        if steps and "boxed" in steps[-1]:
+            steps = steps[:-1]
+    moves = []
+    for _ in range(num):
+        title = random_title(equation, rng)
+        new, work = apply_move(equation, title)
+        moves.append((write_thought(title, work, "student"), f"{len(steps) + 1}. {step_text(title, equation, new)}"))
+    return f"Solve {equation_text(start)}", steps, moves, equation
+
+
+def prompt_text(problem, steps):
+    """What srl_prompt and the chat template make of it: kept equal by a test."""
+    return f"<|user|>{problem}\n\nSolution:\n" + "".join(f"{step}\n" for step in steps) + "<|assistant|>"
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_tokenizer(texts):
+    """A byte-level BPE whose digits stand alone; runs between digits may merge across words, so a step is short."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"\d|\n"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=560, special_tokens=["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=20)
+    tokenizer.train_from_iterator((re.sub(r"<\|?/?[a-z]+\|?>", "\n", text) for text in texts), trainer)
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", padding_side="left")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+# 7. Pretraining
+def pretrain(held_out, seed, minutes, out, width=128, layers=4):
+    import torch
+    from tqdm import tqdm
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sys.path.insert(0, str(HERE.parent))
+    srl = import_module("02_srl_train")  # import cannot spell a file name that begins with a digit
+    rng = random.Random(seed + 1)
+    sample = [draw_reading(rng, held_out) for _ in range(4000)]
+    tokenizer = make_tokenizer([prompt_text(p, s) + f"<think>{t}</think>\n{a}" for p, s, moves, _ in sample for t, a in moves])
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=(len(tokenizer) + 15) // 16 * 16, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+                         num_attention_heads=4, num_key_value_heads=2, attn_implementation='grouped_query', max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=10000.0,
+                         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model = LlamaForCausalLM(config)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}")
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
+    muon = torch.optim.Muon(matrices, lr=MUON_LR, momentum=0.95, weight_decay=0.01)
+    adam = torch.optim.AdamW(others, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def batches():
+        """Batches of about 2,500 tokens; a row is [prompt | move 1 | .. | move 4], the prompt read once for its four moves."""
+        while True:
+            pool = []
+            for problem, steps, moves, _ in (draw_reading(rng, held_out) for _ in range(2000)):
+                row = [tokenizer(prompt_text(problem, steps))["input_ids"]]
+                row += [tokenizer(f"<think>{think}</think>\n{action}")["input_ids"] + [tokenizer.eos_token_id] for think, action in moves]
+                pool.append((row, sum(map(len, row))))
+            pool.sort(key=lambda e: e[1])
+            out, batch = [], []
+            for row, length in pool:
+                batch.append(row)
+                if len(batch) * length >= 2500:
+                    out.append(batch)
+                    batch = []
+            rng.shuffle(out)
+            yield from out
+
+    def loss_of(rows):
+        ids, positions, mask, sources, targets = srl.pack([(prompt, moves) for prompt, *moves in rows], tokenizer.pad_token_id)
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model.model(ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+            logits = model.lm_head(hidden.flatten(0, 1)[sources])
+        return torch.nn.functional.cross_entropy(logits.float(), targets)
+
+    saved = out / "pretrain.pt"
+    spent, step, start, log = 0.0, 0, time.time(), []
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        model.load_state_dict(state["model"])
+        muon.load_state_dict(state["muon"])
+        adam.load_state_dict(state["adam"])
+        spent, step = state["spent"], state["step"]
+        rng.seed(seed + 1 + step)  # new reading after a resume, not the same again
+    bar = tqdm(total=round(minutes * 60), initial=round(spent), unit="s", desc="pretraining")
+    last = time.time()
+    for batch in batches():
+        progress = spent / (minutes * 60)
+        if progress >= 1:
+            break
+        factor = min(1, (step + 1) / 100, (1 - progress) / 0.6)  # warmup, constant, linear to zero over the last 60 %
+        for group in muon.param_groups:
+            group["lr"] = MUON_LR * factor
+        for group in adam.param_groups:
+            group["lr"] = 1.5e-3 * factor
+        loss = loss_of(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in (muon, adam):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        log.append(loss.item())
+        now = time.time()
+        spent += now - last
+        last = now
+        if step % 25 == 0:
+            bar.n = round(spent)
+            bar.set_postfix(step=step, loss=f"{sum(log[-100:]) / len(log[-100:]):.4f}")
+        if step % 1000 == 0:
+            torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "spent": spent, "step": step}, f"{saved}.tmp")
+            os.replace(f"{saved}.tmp", saved)
+    print(f"\n{step} batches, loss {sum(log[-200:]) / len(log[-200:]):.4f}, {(time.time() - start) / 60:.1f} min")
+    model.config.dtype = "float32"
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    saved.unlink(missing_ok=True)
+    return model, tokenizer
+
+
+def check_moves(model, tokenizer, held_out, seed, num=600):
+    """Share of sampled moves (temperature 1) on unseen equations that are legal with exactly the right result."""
+    import torch
+
+    rng, counts, wrong = random.Random(seed + 2), Counter(), []
+    model.eval()
+    torch.manual_seed(seed)
+    reading = [draw_reading(rng, held_out, 1) for _ in range(num)]
+    for begin in range(0, num, 100):
+        part = reading[begin:begin + 100]
+        inputs = tokenizer([prompt_text(p, s) for p, s, *_ in part], return_tensors="pt", padding=True)
+        inputs.pop("token_type_ids", None)
+        with torch.no_grad():
+            out = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=200)
+        for (_, steps, _, equation), tokens in zip(part, out[:, inputs["input_ids"].shape[1]:], strict=True):
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            action = text.rpartition("</think>")[2].strip()
+            m = re.fullmatch(r"(\d+)\. \*\*(.+?)\*\* (.+)", action)
+            move = apply_move(equation, m[2]) if m else None
+            if move is None:
+                counts["illegal"] += 1
+                right = False
+            else:
+                result = equation_text(move[0]) if move[0] is not None else f"\\boxed{{{total(equation[1], 'c')}}}"
+                right = result == m[3] and int(m[1]) == len(steps) + 1
+                counts[" ".join(m[2].split()[:1]) + (" right" if right else " wrong")] += 1
+            if not right:
+                wrong.append(f"{equation_text(equation)}  ->  {text}")
+    share = sum(n for name, n in counts.items() if name.endswith("right")) / num
+    print(f"legal and exactly right: {share:.1%} of {num} sampled moves on unseen equations; {dict(sorted(counts.items()))}")
+    print("\n".join(wrong[:5]))
+    return share
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=40.0, help="length of the pretraining")
+    parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
+    parser.add_argument("--out", type=Path, default=HERE)
+    args = parser.parse_args()
+    sets, seen = make_data(args.seed)
+    for name, records in sets.items():
+        path = args.out / ("expert.jsonl" if name == "expert" else f"benchmarks/{name}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        print(f"{path}: {len(records)} problems, for instance {records[0]['problem']!r}")
+    if not args.data_only:
+        (args.out / "base").mkdir(parents=True, exist_ok=True)
+        model, tokenizer = pretrain(seen, args.seed, args.minutes, args.out / "base")
+        check_moves(model, tokenizer, seen, args.seed)
+
+
+if __name__ == "__main__":
+    main()

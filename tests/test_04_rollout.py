@@ -1,0 +1,100 @@
+"""Rollout and log-probabilities: what is sampled is what is trained."""
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20], [30, 31, 32, 33]]
+
+
+def plain_logprobs(policy, prompt, completion):
+    """One sequence, one forward: the reference."""
+    ids = torch.tensor([prompt + completion])
+    return policy(ids).logits[0, len(prompt) - 1:-1].log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def test_greedy_tokens_equal_generates_on_ragged_prompts(srl, tiny, tokenizer):
+    ours = srl.generate(tiny, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=30).completions
+    for prompt, completion in zip(PROMPTS, ours, strict=True):
+        reference = tiny.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=30)[0, len(prompt):].tolist()
+        assert completion == reference
+
+
+def test_greedy_tokens_equal_generates_on_another_architecture(srl, tokenizer):
+    torch.manual_seed(1)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, eos_token_id=1,
+                         pad_token_id=0, attn_implementation="grouped_query", initializer_range=0.2)
+    llama = LlamaForCausalLM(config).eval()
+    ours = srl.generate(llama, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=20).completions
+    for prompt, completion in zip(PROMPTS, ours, strict=True):
+        assert completion == llama.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt):].tolist()
+
+
+def test_log_probabilities_of_the_rollout_equal_those_of_training_and_of_a_plain_forward(srl, tiny, tokenizer):
+    torch.manual_seed(0)
+    rollout = srl.generate(tiny, tokenizer, PROMPTS, 4, max_new_tokens=25)
+    groups = [(prompt, rollout.completions[4 * i:4 * i + 4]) for i, prompt in enumerate(PROMPTS)]
+    logprobs, mask, _ = srl.token_logprobs(tiny, groups, tokenizer.pad_token_id)
+    for b, (sampled, completion) in enumerate(zip(rollout.logprobs, rollout.completions, strict=True)):
+        trained = logprobs[b][mask[b]]
+        torch.testing.assert_close(trained, torch.tensor(sampled), atol=1e-4, rtol=0)
+        torch.testing.assert_close(trained, plain_logprobs(tiny, PROMPTS[b // 4], completion), atol=1e-4, rtol=0)
+
+
+def test_the_end_token_is_trained_and_padding_is_not(srl, tiny, tokenizer):
+    eos = tokenizer.eos_token_id
+    logprobs, mask, _ = srl.token_logprobs(tiny, [([5, 6], [[7, eos], [8, 9, 10, eos]])], tokenizer.pad_token_id)
+    assert mask.tolist() == [[True, True, False, False], [True] * 4]
+    assert logprobs[0, 1].item() == pytest.approx(plain_logprobs(tiny, [5, 6], [7, eos])[1].item(), abs=1e-5)
+
+
+def test_pad_equal_to_eos_hides_no_end_token(srl, tiny, tokenizer):
+    eos = tokenizer.eos_token_id
+    groups = [([5, eos, 6], [[7, eos], [8, 9, eos]]), ([4], [[eos]])]
+    a, mask, _ = srl.token_logprobs(tiny, groups, eos)
+    b, _, _ = srl.token_logprobs(tiny, groups, tokenizer.pad_token_id)
+    torch.testing.assert_close(a, b)
+    assert mask.sum().item() == 6
+
+
+def test_gradients_with_a_shared_prompt_equal_those_of_separate_sequences(srl, tiny, tokenizer):
+    groups = [(PROMPTS[1], [[40, 41, 42], [43, 1], [44, 45, 46, 47, 1]]), (PROMPTS[0], [[50, 1]])]
+    logprobs, mask, _ = srl.token_logprobs(tiny, groups, 0)
+    logprobs[mask].sum().backward()
+    shared = [p.grad.clone() for p in tiny.parameters()]
+    tiny.zero_grad()
+    sum(plain_logprobs(tiny, prompt, c).sum() for prompt, completions in groups for c in completions).backward()
+    for a, p in zip(shared, tiny.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_several_end_ids_all_end_a_completion(srl, tiny, tokenizer):
+    tiny.generation_config.eos_token_id = list(range(0, 200))
+    rollout = srl.generate(tiny, tokenizer, PROMPTS, 4, max_new_tokens=60)
+    assert all(done == (ids[-1] < 200) and all(i >= 200 for i in ids[:-1]) for ids, done in zip(rollout.completions, rollout.finished, strict=True))
+
+
+def test_sampling_frequencies_agree_with_the_model(srl, tiny, tokenizer):
+    torch.manual_seed(0)
+    draws = torch.tensor([c[0] for c in srl.generate(tiny, tokenizer, [[5, 6, 7]], 20_000, max_new_tokens=1, max_rows=20_000).completions])
+    p = tiny(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
+    common = p * 20_000 >= 20
+    observed, expected = draws.bincount(minlength=len(p))[common], p[common] * 20_000
+    chi2, df = ((observed - expected) ** 2 / expected).sum().item(), int(common.sum()) - 1
+    assert df > 20 and chi2 < df + 5 * (2 * df) ** 0.5   # five standard deviations of the chi-square distribution
+
+
+def test_chunks_do_not_change_greedy_completions(srl, tiny, tokenizer):
+    whole = srl.generate(tiny, tokenizer, PROMPTS, [1, 2, 1, 3], temperature=0, max_new_tokens=12)
+    parts = srl.generate(tiny, tokenizer, PROMPTS, [1, 2, 1, 3], temperature=0, max_new_tokens=12, max_rows=2)
+    assert whole.completions == parts.completions and len(whole.completions) == 7
+
+
+def test_an_episode_goes_on_until_extend_returns_none(srl, tiny, tokenizer, example):
+    cfg = srl.Config(max_new_tokens=5, max_turns=4)
+    tiny.generation_config.eos_token_id = list(range(len(tokenizer)))    # every completion ends at once
+
+    def extend(e, completion):
+        return {**e, "partial": e["partial"] + "x\n"} if e["partial"].count("x\n") < 2 else None
+    (group,) = srl.play(tiny, tokenizer, [example], 3, srl.srl_prompt, extend, cfg)
+    assert [len(e.turns) for e in group] == [3, 3, 3] and all(e.example["partial"].endswith("x\nx\n") for e in group)
+    assert len(srl.play(tiny, tokenizer, [example], 1, srl.srl_prompt, lambda e, c: e, cfg)[0][0].turns) == 4   # max_turns

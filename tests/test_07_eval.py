@@ -1,0 +1,47 @@
+"""Estimators and intervals."""
+from itertools import combinations
+from math import comb
+
+import pytest
+
+
+def test_pass_at_k_by_hand(evaluate):
+    assert evaluate.pass_at_k(4, 1, 2) == 0.5            # of the 6 pairs of 4 completions, 3 hold the right one
+    assert evaluate.pass_at_k(8, 0, 8) == 0.0 and evaluate.pass_at_k(8, 1, 8) == 1.0 and evaluate.pass_at_k(8, 3, 1) == pytest.approx(3 / 8)
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_completion(evaluate):
+    for n in range(1, 8):
+        for c in range(n + 1):
+            for k in range(1, n + 1):
+                hits = sum(any(i < c for i in subset) for subset in combinations(range(n), k))
+                assert evaluate.pass_at_k(n, c, k) == pytest.approx(hits / comb(n, k))
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_pass_at_k_outside_1_to_n_is_refused(evaluate, k):
+    with pytest.raises(ValueError):
+        evaluate.pass_at_k(4, 1, k)
+
+
+def test_the_interval_of_a_coin_is_the_binomial_one(evaluate):
+    low, high = evaluate.bootstrap_interval([0, 1] * 50)                 # 1.96 * sqrt(0.25 / 100) = 0.098
+    assert low == pytest.approx(0.402, abs=0.015) and high == pytest.approx(0.598, abs=0.015)
+
+
+def test_the_interval_covers_seeds_as_well_as_problems(evaluate):
+    same = evaluate.bootstrap_interval([[0.5] * 20] * 5)
+    differ = evaluate.bootstrap_interval([[s / 4] * 20 for s in range(5)])
+    assert same == (0.5, 0.5) and differ[0] < 0.3 and differ[1] > 0.7
+
+
+def test_table_and_figure_are_made_of_the_results_alone(evaluate, tmp_path):
+    for seed in range(2):
+        for name, right in (("base", [0, 0, 0, 0]), ("srl", [8, 8, 4, 8 - seed])):
+            part = {"greedy": [int(c == 8) for c in right], "right": right, "k": 8, "verdicts": {"right": sum(right), "wrong": 32 - sum(right)},
+                    "tokens_per_response": 200.0, "tokens_per_step": 40.0}
+            evaluate.segmentation.write_text(tmp_path / f"seed{seed}/{name}.json", evaluate.json.dumps({"benchmarks": {"short": part, "hard": part}}))
+    evaluate.show(tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert "| SRL | 2 | 62.5 | 85.9 [" in table                          # greedy: (3 + 2) of 8; samples: (28 + 27) of 64
+    assert "| Base | 2 | 0.0 | 0.0 [0.0, 0.0]" in table and (tmp_path / "figure.png").stat().st_size > 10_000
