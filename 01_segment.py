@@ -55,7 +55,8 @@ def read_jsonl(path, fields=()):
         try:
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', 'nested too deeply')}); expected one object a line with {', '.join(fields) or 'fields'}") from None
+            why = getattr(error, "msg", "nested too deeply")
+            raise InputError(f"{path}, line {number}: not JSON ({why}); expected one object a line with {', '.join(fields) or 'fields'}") from None
         missing = [f for f in fields if not isinstance(record, dict) or record.get(f) in (None, "")]
         if missing:
             raise InputError(f"{path}, line {number}: no {' and no '.join(missing)}; expected an object with {', '.join(fields)}")
@@ -107,7 +108,8 @@ def step_examples(problem, steps, preamble="", targets="all"):
     targets: "all" for k = 1..N, "literal" for the paper's k = 1..N-1.
     """
     last = len(steps) if targets == "all" else len(steps) - 1
-    return [{"problem": problem, "partial": preamble + "".join(steps[:k - 1]), "action": steps[k - 1].strip(), "k": k, "n": len(steps)} for k in range(1, last + 1)]
+    return [{"problem": problem, "partial": preamble + "".join(steps[:k - 1]), "action": steps[k - 1].strip(), "k": k, "n": len(steps)}
+            for k in range(1, last + 1)]
 
 
 def split_by_problem(examples, num_val, seed):

@@ -26,7 +26,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import signal
 import time
@@ -78,8 +77,8 @@ class Config:
     epochs: int = 6                     # (paper: 3) the best by validation is kept
     sft_batch: int = 64                 # (paper: 64)
     # hardware
-    max_rows: int = 256                 # completions decoded side by side
-    update_tokens: int = 3000           # tokens in one forward and backward pass
+    max_rows: int = 384                 # completions decoded side by side
+    update_tokens: int = 12_000         # tokens in one forward and backward pass, a group's prompt counted once
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     dtype: str = "float32"
 
@@ -174,33 +173,32 @@ def eos_ids(policy, tokenizer):
     return sorted({tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None})
 
 
-def pack(groups, pad_id):
-    """Lay out groups of completions so that every prompt is read once: a row is [prompt | c1 | .. | cG] and padding.
+def left_pad(prompts, device):
+    """N prompts (lists of ids) of any length as ids (N, P), real (N, P) bool, a causal mask (N, 1, P, P) and positions (N, P): all end together."""
+    lengths = torch.tensor([len(p) for p in prompts], device=device)
+    P = int(lengths.max())
+    ids = torch.tensor([[0] * (P - len(p)) + list(p) for p in prompts], device=device)
+    real = torch.arange(P, device=device) >= P - lengths[:, None]
+    causal = torch.ones(P, P, dtype=torch.bool, device=device).tril()
+    mask = (real[:, None, :] & causal) | torch.eye(P, dtype=torch.bool, device=device)           # a padded position sees itself: no empty softmax
+    return ids, real, mask[:, None], (real.cumsum(1) - 1).clamp(min=0)
 
-                 prompt  c1   c2
-        prompt     \\                 A completion sees its prompt and itself, and its positions go on from the prompt's end:
-        c1         #      \\          it is computed as if it stood alone behind its prompt.
-        c2         #           \\
 
-    groups: list of (prompt ids, list of completions' ids). Returns ids (N, T), positions (N, T), mask bool (N, 1, T, T) and, for the
-    tokens of all completions in order, sources (M,), the flat index of the position that predicts it, and targets (M,), its id.
-    """
-    N, T = len(groups), max(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
-    ids, positions, segments = torch.full((N, T), pad_id), torch.zeros(N, T, dtype=torch.long), torch.full((N, T), -1)
-    sources, targets = [], []
-    for n, (prompt, completions) in enumerate(groups):
-        P = begin = len(prompt)
-        ids[n, :P], positions[n, :P], segments[n, :P] = torch.tensor(prompt), torch.arange(P), 0
-        for segment, completion in enumerate(completions, 1):
-            end = begin + len(completion)
-            ids[n, begin:end], segments[n, begin:end] = torch.tensor(completion), segment
-            positions[n, begin:end] = torch.arange(P, P + len(completion))
-            sources += [n * T + P - 1, *range(n * T + begin, n * T + end - 1)]
-            targets += completion
-            begin = end
-    sees = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
-    mask = (sees & torch.ones(T, T, dtype=torch.bool).tril())[:, None]
-    return ids, positions, mask, torch.tensor(sources), torch.tensor(targets)
+class PromptCache:
+    """Keys and values of N prompts, computed once with their gradient; each row of a later pass looks back at the prompt that `rows` names."""
+
+    def __init__(self):
+        self.layers, self.rows = [], None
+
+    def update(self, key, value, layer, *args, **kwargs):
+        if self.rows is None:
+            self.layers.append((key, value))
+            return key, value
+        prompt_key, prompt_value = self.layers[layer]
+        return torch.cat([prompt_key[self.rows], key], 2), torch.cat([prompt_value[self.rows], value], 2)
+
+    def get_seq_length(self, layer=0):
+        return 0
 
 
 def chunk_logprobs(hidden, weight, bias, targets, temperature):
@@ -212,22 +210,49 @@ def chunk_logprobs(hidden, weight, bias, targets, temperature):
     return logprobs.gather(-1, targets[:, None])[:, 0], entropy
 
 
-def token_logprobs(policy, groups, pad_id, temperature=1.0, chunk=2048):
-    """Log-probabilities of the completions' tokens, each prompt read once.
+def token_logprobs(policy, groups, temperature=1.0, pass_tokens=1500, head_tokens=2048):
+    """Log-probabilities of the completions' tokens, each prompt computed once for its group.
 
     groups: list of (prompt ids, list of completions' ids), B completions in all. Returns logprobs (B, T), mask bool (B, T) and the mean entropy.
-    The head sees completion positions only and in chunks, so that nothing of size tokens x vocabulary is alive.
+    One pass over the prompts, then passes of about pass_tokens over completions of like length, which look back at their prompt's keys and values.
+    The head sees completion positions only, in chunks of head_tokens whose logits are made again for the gradient: nothing of size
+    tokens x vocabulary stays alive.
     """
     device = policy.device
-    ids, positions, mask, sources, targets = (t.to(device) for t in pack(groups, pad_id))
-    hidden = policy.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state.flatten(0, 1)[sources]
-    head = policy.get_output_embeddings()
-    parts = [torch.utils.checkpoint.checkpoint(chunk_logprobs, hidden[i:i + chunk], head.weight, head.bias, targets[i:i + chunk], temperature, use_reentrant=False)
-             for i in range(0, len(targets), chunk)]
-    lengths = torch.tensor([len(c) for _, completions in groups for c in completions], device=device)
+    completions = [(n, completion) for n, (_, group) in enumerate(groups) for completion in group]
+    lengths = torch.tensor([len(c) for _, c in completions], device=device)
     mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]                     # (B, T), from lengths: EOS is trained, padding is not
-    logprobs = torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat([p for p, _ in parts]))
-    return logprobs, mask, torch.cat([e for _, e in parts]).mean()
+    ids, real, causal, positions = left_pad([prompt for prompt, _ in groups], device)
+    cache = PromptCache()
+    prompt_end = policy.base_model(input_ids=ids, attention_mask=causal, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+
+    order = sorted(range(len(completions)), key=lambda b: len(completions[b][1]))
+    head = policy.get_output_embeddings()
+    logprobs, entropies, begin = [None] * len(completions), [], 0
+    while begin < len(order):
+        end = begin + 1
+        while end < len(order) and (end + 1 - begin) * len(completions[order[end]][1]) <= pass_tokens:
+            end += 1
+        part = order[begin:end]
+        begin = end
+        rows = cache.rows = torch.tensor([completions[b][0] for b in part], device=device)
+        L = len(completions[part[-1]][1])                                                         # the longest
+        padded = torch.tensor([completions[b][1] + [0] * (L - len(completions[b][1])) for b in part], device=device)     # (b, L), padding on the right
+        hidden = prompt_end[rows][:, None]                                                        # the prompt's last position predicts the first token
+        if L > 1:
+            own = torch.ones(L - 1, L - 1, dtype=torch.bool, device=device).tril().expand(len(part), -1, -1)
+            sees = torch.cat([real[rows][:, None, :].expand(-1, L - 1, -1), own], 2)              # its prompt and what it wrote so far
+            place = positions[rows, -1:] + torch.arange(1, L, device=device)
+            after = policy.base_model(input_ids=padded[:, :-1], attention_mask=sees[:, None], position_ids=place, past_key_values=cache, use_cache=True)
+            hidden = torch.cat([hidden, after.last_hidden_state], 1)                              # (b, L, D)
+        inside = mask[part, :L]
+        hidden, targets = hidden[inside], padded[inside]
+        chunks = [torch.utils.checkpoint.checkpoint(chunk_logprobs, hidden[i:i + head_tokens], head.weight, head.bias, targets[i:i + head_tokens], temperature,
+                                                    use_reentrant=False) for i in range(0, len(targets), head_tokens)]
+        entropies += [entropy for _, entropy in chunks]
+        for b, row in zip(part, torch.cat([p for p, _ in chunks]).split(lengths[part].tolist()), strict=True):
+            logprobs[b] = row
+    return torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True), mask, torch.cat(entropies).mean()
 
 
 # 4. Rollout: G completions per prompt
@@ -273,20 +298,14 @@ def generate_chunk(policy, prompts, rows_per_prompt, eos, temperature, max_new_t
     temperature 0 is greedy. Returns (completions' ids with EOS, log-probabilities), in the order of the prompts.
     """
     device = policy.device
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    P, T = len(prompts), int(lengths.max())
-    ids = torch.zeros(P, T, dtype=torch.long)
-    for row, prompt in enumerate(prompts):                                                       # left padding: all rows end together
-        ids[row, T - len(prompt):] = torch.tensor(prompt)
-    real = torch.arange(T, device=device) >= T - lengths[:, None]                                # (P, T)
-    mask = (real[:, None, :] & torch.ones(T, T, dtype=torch.bool, device=device).tril()) | torch.eye(T, dtype=torch.bool, device=device)
+    ids, real, mask, positions = left_pad(prompts, device)
+    P, T = ids.shape
     cache = PreallocatedCache(T + max_new_tokens)
-    hidden = policy.base_model(input_ids=ids.to(device), attention_mask=mask[:, None], position_ids=(real.cumsum(1) - 1).clamp(min=0),
-                               past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    hidden = policy.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
     cache.used = T
     rows = torch.repeat_interleave(torch.arange(P, device=device), torch.tensor(rows_per_prompt, device=device))
     cache.select(rows)
-    hidden, lengths = hidden[rows], lengths[rows]
+    hidden, lengths = hidden[rows], positions[rows, -1] + 1
     B = len(rows)
     visible = torch.cat([real[rows], torch.ones(B, max_new_tokens, dtype=torch.bool, device=device)], 1)     # (B, room)
     tokens, logprobs = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device), torch.zeros(B, max_new_tokens, device=device)
@@ -296,8 +315,8 @@ def generate_chunk(policy, prompts, rows_per_prompt, eos, temperature, max_new_t
     for t in range(max_new_tokens):
         scores = head(hidden).float() / (temperature or 1.0)
         distribution = scores.log_softmax(-1)                                                    # (rows, V)
-        if temperature:  # argmax(log p - log Exponential) is a draw from p
-            token = (distribution - torch.empty_like(distribution).exponential_().log()).argmax(-1)
+        if temperature:  # the inverse of the cumulative distribution at a uniform number is a draw from it
+            token = (distribution.exp().cumsum(-1) < torch.rand(len(row), 1, device=device)).sum(-1).clamp(max=distribution.shape[-1] - 1)
         else:
             token = distribution.argmax(-1)
         tokens[row, t], logprobs[row, t] = token, distribution.gather(-1, token[:, None])[:, 0]
@@ -357,7 +376,7 @@ def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temp
     temperature = cfg.temperature if temperature is None else temperature
     episodes = [[Episode(example, []) for _ in range(group_size)] for example in examples]
     active = [episode for group in episodes for episode in group]
-    for turn in range(cfg.max_turns):
+    for _ in range(cfg.max_turns):
         shared = {}
         for episode in active:
             shared.setdefault(json.dumps(make_prompt(episode.example)), []).append(episode)
@@ -451,39 +470,32 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg):
     stats = {
         "reward": r.mean().item(), "exact": (r >= 1).float().mean().item(), "bad_format": (r < 0).float().mean().item(),
         "kept": len(groups), "sampled": len(r), "completions": len(completions), "tokens": sum(map(len, completions)) / len(completions),
-        "truncated": sum(not e.finished for e in episodes_seen) / len(episodes_seen), "seconds_rollout": seconds["rollout"], "seconds_reward": seconds["reward"],
-        "tokens_per_second": sum(map(len, completions)) / seconds["rollout"],
+        "truncated": sum(not e.finished for e in episodes_seen) / len(episodes_seen),
+        "seconds_rollout": seconds["rollout"], "seconds_reward": seconds["reward"], "tokens_per_second": sum(map(len, completions)) / seconds["rollout"],
     }
     return groups[:cfg.prompts_per_batch], stats
 
 
 # 8. Update
 def micro_batches(turns, max_tokens):
-    """Turns (prompt, completion, old log-probabilities, advantage) gathered by prompt and laid into lists of at most max_tokens padded tokens."""
+    """Turns (prompt ids, completion ids, ..) gathered by prompt, in lists of groups that hold about max_tokens tokens, a shared prompt counted once."""
     by_prompt = {}
     for turn in turns:
         by_prompt.setdefault(tuple(turn[0]), []).append(turn)
-    rows = []  # a row is the turns that share a prompt; a very large group is cut
+    batches, batch, size = [], [], 0
     for prompt, group in by_prompt.items():
-        row, length = [], len(prompt)
+        size += len(prompt)
+        batch.append([])
         for turn in group:
-            if row and length + len(turn[1]) > max_tokens:
-                rows.append((length, row))
-                row, length = [], len(prompt)
-            row.append(turn)
-            length += len(turn[1])
-        rows.append((length, row))
-    rows.sort(key=lambda r: r[0])
-    batches, batch = [], []
-    for length, row in rows:
-        if batch and (len(batch) + 1) * length > max_tokens:
-            batches.append(batch)
-            batch = []
-        batch.append(row)
+            if size + len(turn[1]) > max_tokens and batch[0]:                                     # full: the rest of the group opens the next one
+                batches.append([g for g in batch if g])
+                batch, size = [[]], len(prompt)
+            batch[-1].append(turn)
+            size += len(turn[1])
     return batches + [batch]
 
 
-def update(policy, optimizer, turns, cfg, pad_id):
+def update(policy, optimizer, turns, cfg):
     """One pass over a batch of turns (prompt ids, completion ids, old log-probabilities, advantage), `minibatches` optimizer steps. Returns stats."""
     policy.train()
     stats, steps = Counter(), 0
@@ -492,9 +504,9 @@ def update(policy, optimizer, turns, cfg, pad_id):
         part = [turns[i] for i in order[m::cfg.minibatches]]
         if not part:
             continue
-        for rows in micro_batches(part, cfg.update_tokens):
-            flat = [turn for row in rows for turn in row]
-            logprobs, mask, entropy = token_logprobs(policy, [(row[0][0], [turn[1] for turn in row]) for row in rows], pad_id, cfg.temperature)
+        for groups in micro_batches(part, cfg.update_tokens):
+            flat = [turn for group in groups for turn in group]
+            logprobs, mask, entropy = token_logprobs(policy, [(group[0][0], [turn[1] for turn in group]) for group in groups], cfg.temperature)
             old = torch.zeros_like(logprobs).masked_scatter(mask, torch.tensor([lp for turn in flat for lp in turn[2]], device=mask.device))
             advantages = torch.tensor([turn[3] for turn in flat], device=mask.device)
             share = len(flat) / len(part)                                                        # the mean over the batch, not over micro-batches
@@ -546,7 +558,8 @@ def load_checkpoint(path, cfg):
     state = torch.load(path, weights_only=True)
     changed = [f"{k} {state['config'].get(k)!r} -> {v!r}" for k, v in asdict(cfg).items() if state["config"].get(k) != v]
     if changed:
-        raise segmentation.InputError(f"{path.parent}: an earlier run with other settings stands here ({'; '.join(changed)}); give another --out, or delete the folder")
+        what = "; ".join(changed)
+        raise segmentation.InputError(f"{path.parent}: an earlier run with other settings stands here ({what}); give another --out, or delete the folder")
     return state
 
 
@@ -576,7 +589,6 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
         cursor.place, step, done, best, log = state["place"], state["step"], state["done"], tuple(state["best"]), state["log"]
         if not state["finished"]:
             print(f"{out}: continuing after update {step}")
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids(policy, tokenizer)[0]
     told = set()
 
     def check_and_save(finished):
@@ -605,10 +617,10 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
         if groups:
             # the turns of an episode share its advantage
             turns = [(*turn[:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True) for turn in e.turns]
-            stats.update(update(policy, optimizer, turns, cfg, pad_id))
+            stats.update(update(policy, optimizer, turns, cfg))
         else:
-            warn_once(told, "no signal", f"no group of {stats['sampled']} had a reward difference, so there is nothing to learn from (mean reward {stats['reward']:.3f}): "
-                      "the problems are too hard for this policy (train it with SRL first) or too easy")
+            warn_once(told, "no signal", f"no group of {stats['sampled']} had a reward difference, so there is nothing to learn from "
+                      f"(mean reward {stats['reward']:.3f}): the problems are too hard for this policy (train it with SRL first) or too easy")
         if stats["truncated"] > 0.5:
             warn_once(told, "truncated", f"{stats['truncated']:.0%} of the completions were cut at {cfg.max_new_tokens} tokens: raise --max_new_tokens")
         if stats["bad_format"] > 0.95:
@@ -620,7 +632,8 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
         if step % cfg.eval_every == 0 or done >= cfg.rollouts:
             record = check_and_save(done >= cfg.rollouts)
             e = next(iter(groups), [[None]])[0][0]
-            tqdm.write(f"update {step}: " + ", ".join(f"{k} {log[-1][k]:.3g}" for k in ("exact", "reward", "kept", "sampled", "tokens", "val_exact", "val_reward")))
+            shown = ("exact", "reward", "kept", "sampled", "tokens", "val_exact", "val_reward")
+            tqdm.write(f"update {step}: " + ", ".join(f"{name} {log[-1][name]:.3g}" for name in shown))
             if e and step % (5 * cfg.eval_every) == 0:
                 tqdm.write(f"  a completion with reward {reward_fn(e.turns[-1][3], e.example):.3f}: {e.turns[-1][3]!r}")
     bar.close()
@@ -639,7 +652,7 @@ def sft_target(example, kind):
         return example["action"]
     thoughts = example.get({"reasoning": "thoughts", "student": "student_thoughts"}[kind])
     if thoughts is None:
-        raise segmentation.InputError(f"example {example['id']}: no thoughts for --sft_target {kind}; give every solution one thought per step, or train on the outline")
+        raise segmentation.InputError(f"example {example['id']}: no thoughts for --sft_target {kind}; give one thought per step, or train on the outline")
     return f"<think>{thoughts}</think>\n{example['action']}"
 
 
@@ -661,14 +674,15 @@ def train_sft(cfg, examples, val_examples):
         return
     policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype)
     eos = eos_ids(policy, tokenizer)[0]
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
     turns = []
     for example in examples:
         target = tokenizer(example.get("target") or sft_target(example, cfg.sft_target), add_special_tokens=False)["input_ids"] + [eos]
         turns.append((encode(tokenizer, srl_prompt(example)), target))
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.95))
     total = cfg.epochs * math.ceil(len(turns) / cfg.sft_batch)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / (0.3 * total), 0.5 * (1 + math.cos(math.pi * max(0.0, s / total - 0.3) / 0.7))))
+    warmup = 0.3 * total                                                                         # (paper: 0.3, then cosine)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, s - warmup) / (total - warmup)))))
     rng, best, log, step = random.Random(cfg.seed), (-1.0, -1.0), [], 0
     bar = tqdm(total=total, desc=out.name, unit="batch", dynamic_ncols=True)
     for epoch in range(1, cfg.epochs + 1):
@@ -677,8 +691,8 @@ def train_sft(cfg, examples, val_examples):
         losses = []
         for begin in range(0, len(order), cfg.sft_batch):
             part = [turns[i] for i in order[begin:begin + cfg.sft_batch]]
-            for rows in micro_batches(part, cfg.update_tokens):
-                logprobs, mask, _ = token_logprobs(policy, [(row[0][0], [turn[1] for turn in row]) for row in rows], pad_id)
+            for groups in micro_batches(part, cfg.update_tokens):
+                logprobs, _, _ = token_logprobs(policy, [(group[0][0], [turn[1] for turn in group]) for group in groups])
                 loss = -logprobs.sum() / sum(len(turn[1]) for turn in part)
                 loss.backward()
                 losses.append(loss.item())
@@ -706,8 +720,8 @@ def parse_flags(defaults, description):
     for field in fields(defaults):
         parser.add_argument(f"--{field.name}", type=type(getattr(defaults, field.name)), default=getattr(defaults, field.name), help=" ")
     cfg = replace(defaults, **vars(parser.parse_args()))
-    for name in ("prompts_per_batch", "group_size", "max_new_tokens", "max_turns", "max_tries", "minibatches", "eval_every", "val_samples", "epochs", "max_rows", "update_tokens"):
-        if getattr(cfg, name) < 1:
+    for name, value in vars(cfg).items():
+        if type(value) is int and name != "seed" and value < 1:
             raise segmentation.InputError(f"--{name} {getattr(cfg, name)}: must be at least 1")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return cfg

@@ -79,7 +79,7 @@ def last_boxed(text):
 @lru_cache(maxsize=1 << 14)
 def parse_gold(answer):
     """math-verify's reading of a reference answer. Raises InputError where it has none: every completion would be wrong."""
-    parsed = math_verify.parse(f"\\boxed{{{answer}}}")
+    parsed = math_verify.parse(f"\\boxed{{{answer}}}", parsing_timeout=60)  # the first call of a process loads the parser, which takes seconds
     if not parsed:
         raise segmentation.InputError(f"answer {answer!r}: math-verify cannot read it; give a number or a LaTeX expression")
     return parsed
@@ -96,10 +96,10 @@ def judge(completion, answer):
         return "no answer"
     if boxed.strip() == answer.strip():
         return "right"
-    parsed = math_verify.parse(f"\\boxed{{{boxed}}}")
+    gold, parsed = parse_gold(answer), math_verify.parse(f"\\boxed{{{boxed}}}")
     if not parsed:
         return "unparsable"
-    return "right" if math_verify.verify(parse_gold(answer), parsed) else "wrong"
+    return "right" if math_verify.verify(gold, parsed) else "wrong"
 
 
 def is_correct(completion, answer):

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import platform
-import random
 import subprocess
 from collections import Counter
 from importlib import import_module
@@ -48,7 +47,8 @@ def bootstrap_interval(per_problem, num=2000, level=0.95, seed=0):
 
     Problems are drawn with replacement, and seeds as well where there are several: the interval covers other problems and other runs.
     """
-    runs = torch.tensor(per_problem, dtype=torch.float64).view(-1, len(per_problem[0]) if isinstance(per_problem[0], (list, tuple)) else len(per_problem))   # (S, N)
+    runs = torch.tensor(per_problem, dtype=torch.float64)
+    runs = runs if runs.ndim == 2 else runs[None]                                                 # (S, N)
     S, N = runs.shape
     generator = torch.Generator().manual_seed(seed)
     problems = torch.randint(N, (num, N), generator=generator)
@@ -97,7 +97,7 @@ def grade(records):
         tokens += [sum(a["tokens"]) for a in record["sampled"]]
         turns += sum(len(a["turns"]) for a in record["sampled"])
     return {"greedy": greedy, "right": right, "k": len(records[0]["sampled"]), "verdicts": dict(verdicts), "tokens_per_response": sum(tokens) / len(tokens),
-            "tokens_per_step": sum(tokens) / turns}
+            "tokens_per_step": sum(tokens) / turns, "shown": [record["greedy"]["turns"] for record in records[:3]]}
 
 
 # 3. Table and figure
@@ -123,9 +123,11 @@ def summary(results, benchmark):
         total.update(p["verdicts"])
     share = {name: 100 * n / total.total() for name, n in total.items()}
     return {
-        "greedy": mean([p["greedy"] for p in parts]), "greedy_low": 100 * greedy_low, "greedy_high": 100 * greedy_high, "avg": mean(avg), "low": 100 * low, "high": 100 * high,
+        "greedy": mean([p["greedy"] for p in parts]), "greedy_low": 100 * greedy_low, "greedy_high": 100 * greedy_high,
+        "avg": mean(avg), "low": 100 * low, "high": 100 * high,
         "pass": mean([[pass_at_k(p["k"], c, p["k"]) for c in p["right"]] for p in parts]), "k": parts[0]["k"], "n": len(parts[0]["right"]), "share": share,
-        "tokens_per_response": sum(p["tokens_per_response"] for p in parts) / len(parts), "tokens_per_step": sum(p["tokens_per_step"] for p in parts) / len(parts),
+        "tokens_per_response": sum(p["tokens_per_response"] for p in parts) / len(parts),
+        "tokens_per_step": sum(p["tokens_per_step"] for p in parts) / len(parts),
     }
 
 
@@ -136,18 +138,23 @@ def make_table(found):
     k = next(iter(rows.values()))[benchmarks[0]]["k"]
     average = lambda row, key: sum(row[b][key] for b in benchmarks) / len(benchmarks)  # noqa: E731
     label = lambda name: METHODS.get(name, (name,))[0]  # noqa: E731
-    lines = ["| method | seeds | " + " | ".join(f"{b}: greedy | {b}: avg@{k} [95 %]" for b in benchmarks) + " | average |", "|---|---|" + "---|" * (2 * len(benchmarks) + 1)]
+    heads = " | ".join(f"{b}: greedy | {b}: avg@{k} [95 %]" for b in benchmarks)
+    lines = [f"| method | seeds | {heads} | average |", "|---|---|" + "---|" * (2 * len(benchmarks) + 1)]
     for name, row in rows.items():
         cells = [f"{row[b]['greedy']:.1f} | {row[b]['avg']:.1f} [{row[b]['low']:.1f}, {row[b]['high']:.1f}]" for b in benchmarks]
-        lines.append(f"| {label(name)} | {len(found[name])} | {' | '.join(cells)} | {(average(row, 'greedy') + average(row, 'avg')) / 2:.1f} |")
-    lines += ["", f"| method | {' | '.join(f'{b}: pass@{k}' for b in benchmarks)} | wrong | no answer | unparsable | truncated | tokens a step | tokens a response |",
+        mean_of_columns = (average(row, "greedy") + average(row, "avg")) / 2
+        lines.append(f"| {label(name)} | {len(found[name])} | {' | '.join(cells)} | {mean_of_columns:.1f} |")
+    heads = " | ".join(f"{b}: pass@{k}" for b in benchmarks)
+    lines += ["", f"| method | {heads} | wrong | no answer | unparsable | truncated | tokens a step | tokens a response |",
               "|---|" + "---|" * (len(benchmarks) + 6)]
     for name, row in rows.items():
-        shares = [f"{sum(row[b]['share'].get(verdict, 0) for b in benchmarks) / len(benchmarks):.1f} %" for verdict in ("wrong", "no answer", "unparsable", "truncated")]
-        cells = [f"{row[b]['pass']:.1f}" for b in benchmarks] + shares + [f"{average(row, key):.0f}" for key in ("tokens_per_step", "tokens_per_response")]
+        shares = [sum(row[b]["share"].get(verdict, 0) for b in benchmarks) / len(benchmarks) for verdict in ("wrong", "no answer", "unparsable", "truncated")]
+        lengths = [f"{average(row, key):.0f}" for key in ("tokens_per_step", "tokens_per_response")]
+        cells = [f"{row[b]['pass']:.1f}" for b in benchmarks] + [f"{share:.1f} %" for share in shares] + lengths
         lines.append(f"| {label(name)} | {' | '.join(cells)} |")
     n = rows[next(iter(rows))][benchmarks[0]]["n"]
-    lines += ["", f"{n} problems a benchmark. Intervals: 95 % bootstrap over problems" + (" and training seeds" if max(map(len, found.values())) > 1 else "") + ". Average: the mean of the columns."]
+    over = "problems and training seeds" if max(map(len, found.values())) > 1 else "problems"
+    lines += ["", f"{n} problems a benchmark. Intervals: 95 % bootstrap over {over}. Average: the mean of the columns."]
     return "\n".join(lines), rows, benchmarks, k
 
 
@@ -202,7 +209,8 @@ def provenance():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="NAME=FOLDER, any number; default: base and every method in runs/")
-    parser.add_argument("--benchmarks", nargs="+", type=Path, default=[HERE / f"miniature/benchmarks/{name}.jsonl" for name in ("short", "hard", "long", "large")])
+    miniature = [HERE / f"miniature/benchmarks/{name}.jsonl" for name in ("short", "hard", "long", "large")]
+    parser.add_argument("--benchmarks", nargs="+", type=Path, default=miniature, help="JSONL files: id, problem, answer")
     parser.add_argument("--k", type=int, default=8, help="sampled attempts per problem, for avg@k and pass@k")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--mode", choices=list(rlvr.MODES), default="stepwise")
@@ -243,8 +251,8 @@ def main():
         result = {"model": name, "train_seed": args.train_seed, "decoding": settings, "made_by": provenance(), "benchmarks": {}}
         for benchmark, problems in benchmarks.items():
             bar.set_postfix_str(f"{name} on {benchmark}")
-            records = attempts_file(args.completions / name / f"{benchmark}.jsonl", {"model": str(folder), "changed": changed, **settings}, policy_of, problems, args)
-            result["benchmarks"][benchmark] = grade(records)
+            path = args.completions / name / f"{benchmark}.jsonl"
+            result["benchmarks"][benchmark] = grade(attempts_file(path, {"model": str(folder), "changed": changed, **settings}, policy_of, problems, args))
             bar.update()
         segmentation.write_text(args.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
     bar.close()

@@ -131,7 +131,8 @@ def foreign_sum(a, b):
     step = (10 - small % 10) % 10
     if small + step > big:
         step = 0
-    return f"We need {a} {'+' if b >= 0 else '-'} {abs(b)}. From {small} up to {small + step} is {step}, on to {big} is {big - small - step}, which gives {a + b}"
+    up = f"From {small} up to {small + step} is {step}, on to {big} is {big - small - step}"
+    return f"We need {a} {'+' if b >= 0 else '-'} {abs(b)}. {up}, which gives {a + b}"
 
 
 def foreign_product(k, n):
@@ -389,7 +390,8 @@ def prompt_text(problem, steps):
 
 
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
@@ -425,7 +427,8 @@ def pretrain(held_out, seed, minutes, out, width=128, layers=4):
     tokenizer = make_tokenizer([prompt_text(p, s) + f"<think>{t}</think>\n{a}" for p, s, moves, _ in sample for t, a in moves])
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=(len(tokenizer) + 15) // 16 * 16, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-                         num_attention_heads=4, num_key_value_heads=2, attn_implementation='grouped_query', max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=10000.0,
+                         num_attention_heads=4, num_key_value_heads=2, attn_implementation="grouped_query",
+                         max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=10000.0,
                          bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model = LlamaForCausalLM(config)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}")
@@ -435,7 +438,7 @@ def pretrain(held_out, seed, minutes, out, width=128, layers=4):
     adam = torch.optim.AdamW(others, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01)
 
     def batches():
-        """Batches of about 2,500 tokens; a row is [prompt | move 1 | .. | move 4], the prompt read once for its four moves."""
+        """Batches of about 2,500 tokens; a row is a prompt and four moves from it."""
         while True:
             pool = []
             for problem, steps, moves, _ in (draw_reading(rng, held_out) for _ in range(2000)):
@@ -453,11 +456,9 @@ def pretrain(held_out, seed, minutes, out, width=128, layers=4):
             yield from out
 
     def loss_of(rows):
-        ids, positions, mask, sources, targets = srl.pack([(prompt, moves) for prompt, *moves in rows], tokenizer.pad_token_id)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.model(ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
-            logits = model.lm_head(hidden.flatten(0, 1)[sources])
-        return torch.nn.functional.cross_entropy(logits.float(), targets)
+            logprobs, mask, _ = srl.token_logprobs(model, [(prompt, moves) for prompt, *moves in rows])
+        return -logprobs[mask].mean()
 
     saved = out / "pretrain.pt"
     spent, step, start, log = 0.0, 0, time.time(), []
@@ -541,7 +542,7 @@ def check_moves(model, tokenizer, held_out, seed, num=600):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=40.0, help="length of the pretraining")
+    parser.add_argument("--minutes", type=float, default=36.0, help="length of the pretraining")
     parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()

@@ -61,7 +61,8 @@ def main():
             segmentation.write_jsonl(folder / "val.jsonl", val)
             segmentation.write_jsonl(folder / "train.jsonl", found)
             print(json.dumps({"round": n, "rollouts": num * cfg.group_size, "exact": len(found)}))
-        srl.train_sft(replace(cfg, method="sft", model=model, out=str(folder), epochs=3, learning_rate=args.learning_rate), segmentation.read_jsonl(folder / "train.jsonl"), val)
+        sft = replace(cfg, method="sft", model=model, out=str(folder), epochs=3, learning_rate=args.learning_rate)
+        srl.train_sft(sft, segmentation.read_jsonl(folder / "train.jsonl"), val)
         model = str(folder / "model")
     shutil.copytree(model, args.out / "model", dirs_exist_ok=True)
 

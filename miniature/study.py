@@ -61,8 +61,8 @@ def job(method, seed, args):
         run([*TRAIN[method], *flags], here / f"{method}.log")
         model = here / method / "model"
     tokens = ("--max_new_tokens", 400) if method == "sft_reasoning" else ()      # its thoughts are longer
-    run(["04_eval.py", "--models", f"{method}={model}", "--results", here / "results" / method, "--completions", here / "eval", "--train_seed", seed, "--seed", seed, *tokens],
-        here / f"{method}.log")
+    run(["04_eval.py", "--models", f"{method}={model}", "--results", here / "results" / method, "--completions", here / "eval",
+         "--train_seed", seed, "--seed", seed, *tokens], here / f"{method}.log")
     result.parent.mkdir(parents=True, exist_ok=True)
     os.replace(here / "results" / method / f"{method}.json", result)
     return f"{method}, seed {seed}: {(time.time() - started) / 60:.1f} min"
@@ -79,26 +79,23 @@ def main():
         if not (ROOT / f"runs/study/seed{seed}/data/val.jsonl").exists():
             run(["01_segment.py", "--out", ROOT / f"runs/study/seed{seed}/data"], ROOT / f"runs/study/seed{seed}/segment.log")
     jobs = [(method, seed) for seed in args.seeds for method in args.methods]
-    finished, lock = set(), Lock()
+    running, lock = set(), Lock()
 
     def work():
-        while True:
+        while jobs:
             with lock:
-                ready = next((j for j in jobs if j[0] not in NEEDS or (NEEDS[j[0]], j[1]) in finished or (ROOT / f"runs/study/seed{j[1]}/{NEEDS[j[0]]}/model").exists()
-                              and (NEEDS[j[0]], j[1]) not in running), None)
+                waiting = running | set(jobs)
+                ready = next((j for j in jobs if (NEEDS.get(j[0]), j[1]) not in waiting), None)
                 if ready:
                     jobs.remove(ready)
                     running.add(ready)
             if ready is None:
-                if not jobs:
-                    return
                 time.sleep(5)
                 continue
             print(job(*ready, args), flush=True)
             with lock:
-                finished.add(ready)
                 running.discard(ready)
-    running = set()
+
     with ThreadPoolExecutor(args.workers) as pool:
         for future in [pool.submit(work) for _ in range(args.workers)]:
             future.result()

@@ -20,7 +20,8 @@ def test_numbered_titles_in_their_real_variants_are_steps(segment, begin):
 
 
 @pytest.mark.parametrize("solution, reason", [
-    ("The answer is 4.", "no numbered steps"), ("1. **Only** one", "fewer than two"), ("1. **A** a\n2. **B** b\n1. **C** c", "restarts"), ("1. **A** a\n3. **C** c", "skips")])
+    ("The answer is 4.", "no numbered steps"), ("1. **Only** one", "fewer than two"), ("1. **A** a\n2. **B** b\n1. **C** c", "restarts"),
+    ("1. **A** a\n3. **C** c", "skips")])
 def test_solutions_of_another_form_are_dropped_with_the_reason(segment, solution, reason):
     with pytest.raises(ValueError, match=reason):
         segment.split_steps(solution)

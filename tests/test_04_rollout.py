@@ -21,8 +21,8 @@ def test_greedy_tokens_equal_generates_on_ragged_prompts(srl, tiny, tokenizer):
 
 def test_greedy_tokens_equal_generates_on_another_architecture(srl, tokenizer):
     torch.manual_seed(1)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, eos_token_id=1,
-                         pad_token_id=0, attn_implementation="grouped_query", initializer_range=0.2)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1,
+                         eos_token_id=1, pad_token_id=0, attn_implementation="grouped_query", initializer_range=0.2)
     llama = LlamaForCausalLM(config).eval()
     ours = srl.generate(llama, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=20).completions
     for prompt, completion in zip(PROMPTS, ours, strict=True):
@@ -33,7 +33,7 @@ def test_log_probabilities_of_the_rollout_equal_those_of_training_and_of_a_plain
     torch.manual_seed(0)
     rollout = srl.generate(tiny, tokenizer, PROMPTS, 4, max_new_tokens=25)
     groups = [(prompt, rollout.completions[4 * i:4 * i + 4]) for i, prompt in enumerate(PROMPTS)]
-    logprobs, mask, _ = srl.token_logprobs(tiny, groups, tokenizer.pad_token_id)
+    logprobs, mask, _ = srl.token_logprobs(tiny, groups)
     for b, (sampled, completion) in enumerate(zip(rollout.logprobs, rollout.completions, strict=True)):
         trained = logprobs[b][mask[b]]
         torch.testing.assert_close(trained, torch.tensor(sampled), atol=1e-4, rtol=0)
@@ -42,7 +42,7 @@ def test_log_probabilities_of_the_rollout_equal_those_of_training_and_of_a_plain
 
 def test_the_end_token_is_trained_and_padding_is_not(srl, tiny, tokenizer):
     eos = tokenizer.eos_token_id
-    logprobs, mask, _ = srl.token_logprobs(tiny, [([5, 6], [[7, eos], [8, 9, 10, eos]])], tokenizer.pad_token_id)
+    logprobs, mask, _ = srl.token_logprobs(tiny, [([5, 6], [[7, eos], [8, 9, 10, eos]])])
     assert mask.tolist() == [[True, True, False, False], [True] * 4]
     assert logprobs[0, 1].item() == pytest.approx(plain_logprobs(tiny, [5, 6], [7, eos])[1].item(), abs=1e-5)
 
@@ -51,14 +51,14 @@ def test_pad_equal_to_eos_hides_no_end_token(srl, tiny, tokenizer):
     eos = tokenizer.eos_token_id
     groups = [([5, eos, 6], [[7, eos], [8, 9, eos]]), ([4], [[eos]])]
     a, mask, _ = srl.token_logprobs(tiny, groups, eos)
-    b, _, _ = srl.token_logprobs(tiny, groups, tokenizer.pad_token_id)
+    b, _, _ = srl.token_logprobs(tiny, groups)
     torch.testing.assert_close(a, b)
     assert mask.sum().item() == 6
 
 
 def test_gradients_with_a_shared_prompt_equal_those_of_separate_sequences(srl, tiny, tokenizer):
     groups = [(PROMPTS[1], [[40, 41, 42], [43, 1], [44, 45, 46, 47, 1]]), (PROMPTS[0], [[50, 1]])]
-    logprobs, mask, _ = srl.token_logprobs(tiny, groups, 0)
+    logprobs, mask, _ = srl.token_logprobs(tiny, groups)
     logprobs[mask].sum().backward()
     shared = [p.grad.clone() for p in tiny.parameters()]
     tiny.zero_grad()

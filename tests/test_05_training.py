@@ -50,7 +50,7 @@ def test_an_update_is_the_same_in_one_and_in_many_micro_batches(srl, tiny, token
         class Keep:
             def step(self): grads.append([p.grad.clone() for p in tiny.parameters()])
             def zero_grad(self, set_to_none): tiny.zero_grad()
-        stats = srl.update(tiny, Keep(), turns, replace(cfg, update_tokens=tokens, max_grad_norm=1e9), tokenizer.pad_token_id)
+        stats = srl.update(tiny, Keep(), turns, replace(cfg, update_tokens=tokens, max_grad_norm=1e9))
         assert stats["mismatch"] < 1e-4 and stats["clipped"] == 0
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

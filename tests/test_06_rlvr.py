@@ -7,13 +7,15 @@ import pytest
 @pytest.mark.parametrize("completion, answer, verdict", [
     ("<think>x</think>\n6. **State the answer** \\boxed{5}", "5", "right"), ("\\boxed{\\frac{1}{2}}", "0.5", "right"), ("\\boxed{x^{2}+1}", "x^2 + 1", "right"),
     ("\\boxed{4} no, \\boxed{5}", "5", "right"), ("\\boxed{5} no, \\boxed{4}", "5", "wrong"), ("<think>\\boxed{5}</think> \\boxed{4}", "5", "wrong"),
-    ("<think>\\boxed{5}</think> it is 5", "5", "no answer"), ("5", "5", "no answer"), ("\\boxed{}", "5", "no answer"), ("\\boxed{5", "5", "no answer"), ("", "5", "no answer")])
+    ("<think>\\boxed{5}</think> it is 5", "5", "no answer"), ("5", "5", "no answer"), ("\\boxed{}", "5", "no answer"),
+    ("\\boxed{5", "5", "no answer"), ("", "5", "no answer")])
 def test_only_the_last_box_after_the_last_think_counts(rlvr, completion, answer, verdict):
     assert rlvr.judge(completion, answer) == verdict
 
 
 def test_the_reward_of_training_is_the_grade_of_evaluation(rlvr, evaluate):
-    record = {"answer": "5", "greedy": {"turns": ["\\boxed{5}"]}, "sampled": [{"turns": [t], "tokens": [3], "finished": True} for t in ("\\boxed{5}", "\\boxed{4}", "5", "\\boxed{5.0}")]}
+    sampled = [{"turns": [t], "tokens": [3], "finished": True} for t in ("\\boxed{5}", "\\boxed{4}", "5", "\\boxed{5.0}")]
+    record = {"answer": "5", "greedy": {"turns": ["\\boxed{5}"]}, "sampled": sampled}
     grade = evaluate.grade([record])
     rewards = [rlvr.rlvr_reward(a["turns"][-1], {"answer": "5"}) for a in record["sampled"]]
     assert grade["right"] == [sum(rewards)] == [2] and grade["greedy"] == [rlvr.rlvr_reward("\\boxed{5}", {"answer": "5"})]

@@ -23,7 +23,7 @@ def test_every_move_of_a_random_walk_keeps_the_solution():
     for kind in SETS * 50:
         equation, x = make.draw_problem(kind, rng)
         turns = iter(range(8))
-        _, _, states = make.play(equation, lambda e: None if next(turns, None) is None else make.random_title(e, rng))
+        _, _, states = make.play(equation, lambda e, turns=turns: None if next(turns, None) is None else make.random_title(e, rng))
         assert all(value(left, x) == value(right, x) for left, right in states)
 
 
@@ -34,8 +34,8 @@ def test_the_scratch_paper_computes_what_it_says():
         for text, result in ((make.scratch_sum(a, b), a + b), (make.scratch_product(k, a), abs(k * a)), (make.scratch_quotient(k * a, k), abs(a))):
             assert int(re.search(r"(-?\d+)$", text)[1]) == result
             for left, op, right, extra, out in re.findall(r"(?<![\d-])(\d+)([+*/-])(\d+)(\+\d)?=(\d+)(?! r)", text):
-                expected = {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right), "/": int(left) // int(right)}[op] + int(extra or 0)
-                assert expected == int(out), text
+                p, q = int(left), int(right)
+                assert {"+": p + q, "-": p - q, "*": p * q, "/": p // q}[op] + int(extra or 0) == int(out), text
 
 
 def test_no_problem_of_a_benchmark_is_in_the_training_data():

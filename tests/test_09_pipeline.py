@@ -24,7 +24,8 @@ def test_the_four_scripts_run_in_order_on_the_miniature(tmp_path):
     assert log[-1]["done"] >= 64 and {"reward", "exact", "kept", "sampled", "loss", "entropy", "grad_norm", "seconds_rollout", "val_exact"} <= set(log[-1])
     printed = run("03_rlvr_train.py", "--data", data, "--model", tmp_path / "srl/model", "--out", tmp_path / "srl_rlvr", "--rollouts", 100, *small)
     assert "the best policy by validation" in printed
-    flags = ("--models", f"srl={tmp_path}/srl/model", f"srl_rlvr={tmp_path}/srl_rlvr/model", "--k", 2, "--limit", 4, "--completions", tmp_path / "eval", "--results", tmp_path / "results")
+    flags = ("--models", f"srl={tmp_path}/srl/model", f"srl_rlvr={tmp_path}/srl_rlvr/model", "--k", 2, "--limit", 4,
+             "--completions", tmp_path / "eval", "--results", tmp_path / "results")
     printed = run("04_eval.py", *flags)
     assert "| SRL then RLVR | 1 |" in printed and "figure.png" in printed
     result = json.loads((tmp_path / "results/srl.json").read_text())
@@ -47,7 +48,8 @@ GOOD = json.dumps({"id": 1, "problem": "p", "solution": "1. **A** a\n2. **B** \\
 
 @pytest.mark.parametrize("text, message", [
     (None, "No such file"), ("", "empty"), (GOOD + "\n{broken", "line 2: not JSON"), (GOOD + "\n[1]", "line 2: no id"), (GOOD + "\n" + GOOD, "stands 2 times"),
-    ('{"id": 1, "problem": "p", "solution": "just 4", "answer": "4"}', "no solution has numbered steps"), ('{"id": 1, "problem": "p", "solution": "s", "answer": ""}', "line 1: no answer")])
+    ('{"id": 1, "problem": "p", "solution": "just 4", "answer": "4"}', "no solution has numbered steps"),
+    ('{"id": 1, "problem": "p", "solution": "s", "answer": ""}', "line 1: no answer")])
 def test_bad_solutions_end_in_one_line_and_exit_code_2(tmp_path, text, message):
     path = tmp_path / "bad.jsonl"
     if text is not None:
@@ -60,7 +62,8 @@ def test_bad_solutions_end_in_one_line_and_exit_code_2(tmp_path, text, message):
 @pytest.mark.parametrize("script, flags, message", [
     ("02_srl_train.py", ("--data", "nowhere"), "nowhere: no such folder"), ("02_srl_train.py", ("--group_size", "0"), "--group_size 0"),
     ("02_srl_train.py", ("--model", "./nowhere"), "nowhere: no such model"), ("03_rlvr_train.py", ("--model", "./nowhere"), "nowhere: no such model"),
-    ("04_eval.py", ("--k", "0"), "--k 0"), ("04_eval.py", ("--models", "a=./nowhere"), "nowhere: no such model"), ("04_eval.py", ("--table", "nowhere"), "nowhere: no results"),
+    ("04_eval.py", ("--k", "0"), "--k 0"), ("04_eval.py", ("--models", "a=./nowhere"), "nowhere: no such model"),
+    ("04_eval.py", ("--table", "nowhere"), "nowhere: no results"),
     ("04_eval.py", ("--benchmarks", "nowhere.jsonl"), "nowhere.jsonl: No such file")])
 def test_bad_flags_end_in_one_line_and_exit_code_2(tmp_path, script, flags, message):
     if "--data" not in flags and script != "04_eval.py":
