@@ -4,12 +4,13 @@ Each job is one of the four scripts with the flags that its log shows; a job who
 be stopped and started at will.
 
 in:      the miniature
-out:     results/miniature/seed*/METHOD.json, table.md, figure.png; models and logs in runs/study
+out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, figure.png; models in runs/study
 command: python miniature/study.py                       # 2 CPU cores, about 3 h
          python miniature/study.py --seeds 0 --methods base srl
 """
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,8 @@ def job(method, seed, args):
     run(["04_eval.py", "--models", f"{method}={model}", "--results", here / "results" / method, "--completions", here / "eval",
          "--train_seed", seed, "--seed", seed, *tokens], here / f"{method}.log")
     result.parent.mkdir(parents=True, exist_ok=True)
+    if (here / method / "log.jsonl").exists():
+        shutil.copy(here / method / "log.jsonl", result.with_suffix(".log.jsonl"))
     os.replace(here / "results" / method / f"{method}.json", result)
     return f"{method}, seed {seed}: {(time.time() - started) / 60:.1f} min"
 
