@@ -7,8 +7,10 @@ in:      the miniature
 out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, figure.png; models in runs/study
 command: python miniature/study.py                       # 2 CPU cores, about 3 h
          python miniature/study.py --seeds 0 --methods base srl
+         python miniature/study.py --tune                # the learning rates on the validation problems, about 1 h
 """
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +35,10 @@ TRAIN = {
     "sft_student": (*SFT, "student", "--learning_rate", "1e-3"),
     "rejection": ("miniature/rejection.py",),
 }
+# learning rates tried by --tune, three for every method that learns from base or from SRL; RLVR from base has nothing to learn from at any
+GRID = {"srl": ("1e-4", "2e-4", "4e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "sft_reasoning": ("3e-4", "1e-3", "3e-3"),
+        "sft_student": ("3e-4", "1e-3", "3e-3"), "rejection": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("5e-5", "1e-4", "2e-4")}
+TUNE_SEED = 100     # a seed of its own: no run of the table was looked at to choose
 
 
 def run(command, log):
@@ -71,13 +77,43 @@ def job(method, seed, args):
     return f"{method}, seed {seed}: {(time.time() - started) / 60:.1f} min"
 
 
+def tune(args):
+    """Every learning rate of the grid, judged on the validation examples; the table goes to results/tuning.json."""
+    here = ROOT / "runs/study/tune"
+    run(["01_segment.py", "--out", here / "data"], here / "segment.log")
+
+    def one(method, rate):
+        out = here / f"{method}-{rate}"
+        flags = ["--data", here / "data", "--out", out, "--seed", TUNE_SEED, "--learning_rate", rate]
+        if method == "srl_rlvr":
+            flags += ["--model", here / f"srl-{srl_rate}/model"]
+        run([*TRAIN[method], *flags], here / f"{method}-{rate}.log")
+        log = (out / "log.jsonl") if method != "rejection" else sorted(out.glob("round*/log.jsonl"))[-1]
+        best = max((line["val_exact"], line["val_reward"]) for line in map(json.loads, log.read_text().splitlines()) if "val_exact" in line)
+        print(f"{method} {rate}: exact {best[0]:.1%}, reward {best[1]:.3f}", flush=True)
+        return {"method": method, "learning_rate": rate, "val_exact": best[0], "val_reward": best[1]}
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        rows = list(pool.map(lambda job: one(*job), [(m, rate) for m in GRID if m != "srl_rlvr" and m in args.methods for rate in GRID[m]]))
+        if "srl_rlvr" in args.methods:
+            srl_rate = max((row for row in rows if row["method"] == "srl"), key=lambda row: row["val_exact"])["learning_rate"]
+            rows += pool.map(lambda rate: one("srl_rlvr", rate), GRID["srl_rlvr"])
+    path = args.results.parent / "tuning.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"seed": TUNE_SEED, "runs": rows}, indent=1) + "\n")
+    print(path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs side by side, one thread each")
+    parser.add_argument("--tune", action="store_true", help="try the learning rates instead, on the validation problems")
     parser.add_argument("--results", type=Path, default=ROOT / "results/miniature")
     args = parser.parse_args()
+    if args.tune:
+        return tune(args)
     for seed in args.seeds:  # the split is the same for every seed: what differs is training and sampling
         if not (ROOT / f"runs/study/seed{seed}/data/val.jsonl").exists():
             run(["01_segment.py", "--out", ROOT / f"runs/study/seed{seed}/data"], ROOT / f"runs/study/seed{seed}/segment.log")
