@@ -9,7 +9,7 @@ numbered solutions in s1K. Everything here is committed, so nobody has to run th
 
 in:      nothing
 out:     miniature/expert.jsonl, miniature/benchmarks/*.jsonl, miniature/base/ (config, tokenizer, safetensors)
-command: python miniature/make.py              # 2 CPU cores, about 45 min, resumes where it stopped
+command: python miniature/make.py              # 2 CPU cores, about 1 h, resumes where it stopped
          python miniature/make.py --data_only  # the same without the base model, seconds
 """
 import argparse
@@ -542,7 +542,7 @@ def check_moves(model, tokenizer, held_out, seed, num=600):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=36.0, help="length of the pretraining")
+    parser.add_argument("--minutes", type=float, default=58.0, help="length of the pretraining")
     parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
