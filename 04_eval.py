@@ -32,6 +32,7 @@ METHODS = {
     "sft_rlvr": ("SFT then RLVR", "#CC79A7"), "srl": ("SRL", "#009E73"), "srl_rlvr": ("SRL then RLVR", "#0072B2"),
     "sft_student": ("control: SFT, own-style thoughts", "#D55E00"), "rejection": ("control: rejection sampling", "#000000"),
 }
+STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}      # of every figure here and in the notebooks
 
 
 # 1. Estimators
@@ -164,7 +165,7 @@ def make_figure(rows, benchmarks, k, seeds, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    plt.rcParams.update(STYLE)
     figure, axes = plt.subplots(1, len(benchmarks), figsize=(3.1 * len(benchmarks) + 2.2, 0.42 * len(rows) + 1.7), sharey=True, squeeze=False)
     names = list(rows)[::-1]
     for ax, b in zip(axes[0], benchmarks, strict=True):

@@ -221,9 +221,12 @@ def add_title(kind, n):
 
 
 def random_title(equation, rng):
-    """One legal move without any strategy: a random kind of move, then mostly a random number."""
+    """One legal move without any strategy: a random kind of move, then a random number or one that stands there.
+
+    The weights decide what can be learned from it: a right step must be drawn now and then, and six right steps in a row practically never.
+    """
     left, right = equation
-    choices = [("swap", 0.5)]
+    choices = [("swap", 3.0)]
     for name, side in (("left", left), ("right", right)):
         if has_parentheses(side):
             choices.append((f"Expand the {name} side", 1.0))
@@ -232,20 +235,20 @@ def random_title(equation, rng):
     if is_tidy(left) and is_tidy(right):
         choices += [("c", 1.5), ("x", 1.5)]
         if not has_parentheses(left) and not has_parentheses(right):
-            choices.append(("multiply", 0.5))
+            choices.append(("multiply", 1.5))
             divisors = [d for d in range(2, 10) if all(n % d == 0 for side in equation for _, n in side)]
             if divisors and (left or right):
                 solved_but_for_division = [t[0] for t in left] == ["x"] and [t[0] for t in right] == ["c"]
                 choices.append(("divide", 2.0 if solved_but_for_division else 1.0))
     if left == [("x", 1)] and all(t[0] == "c" for t in right):
-        choices.append(("State the answer", 1.0))
+        choices.append(("State the answer", 0.3))
     while True:
         kind = rng.choices([c for c, _ in choices], [w for _, w in choices])[0]
         if kind == "swap":
             title = "Swap the sides"
         elif kind in ("c", "x"):
             present = [term[1] for side in equation for term in side if term[0] == kind]
-            if present and rng.random() < 0.12:  # now and then a number that stands there, as anybody would try
+            if present and rng.random() < 0.6:  # mostly a term that stands there, as anybody would try
                 n = -rng.choice(present)
             else:
                 n = rng.choice((-1, 1)) * (rng.randint(1, 9) if kind == "x" else rng.choice((rng.randint(1, 9), rng.randint(1, 99), rng.randint(100, 400))))
@@ -418,13 +421,18 @@ def make_tokenizer(texts):
 def pretrain(held_out, seed, minutes, out, width=128, layers=4):
     import torch
     from tqdm import tqdm
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     sys.path.insert(0, str(HERE.parent))
     srl = import_module("02_srl_train")  # import cannot spell a file name that begins with a digit
     rng = random.Random(seed + 1)
     sample = [draw_reading(rng, held_out) for _ in range(4000)]
-    tokenizer = make_tokenizer([prompt_text(p, s) + f"<think>{t}</think>\n{a}" for p, s, moves, _ in sample for t, a in moves])
+    saved = out / "pretrain.pt"
+    if saved.exists():
+        tokenizer = AutoTokenizer.from_pretrained(out)
+    else:
+        tokenizer = make_tokenizer([prompt_text(p, s) + f"<think>{t}</think>\n{a}" for p, s, moves, _ in sample for t, a in moves])
+        tokenizer.save_pretrained(out)
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=(len(tokenizer) + 15) // 16 * 16, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
                          num_attention_heads=4, num_key_value_heads=2, attn_implementation="grouped_query",
@@ -460,7 +468,6 @@ def pretrain(held_out, seed, minutes, out, width=128, layers=4):
             logprobs, mask, _ = srl.token_logprobs(model, [(prompt, moves) for prompt, *moves in rows])
         return -logprobs[mask].mean()
 
-    saved = out / "pretrain.pt"
     spent, step, start, log = 0.0, 0, time.time(), []
     if saved.exists():
         state = torch.load(saved, weights_only=True)
@@ -542,7 +549,7 @@ def check_moves(model, tokenizer, held_out, seed, num=600):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=58.0, help="length of the pretraining")
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of the pretraining")
     parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()

@@ -8,7 +8,7 @@ import torch
 
 @pytest.fixture
 def task(tmp_path, tiny, tokenizer, srl):
-    """A one-step task: the first token should be a digit. Config for a small model in a folder."""
+    """A one-step task: two tokens of at least seven characters together, which about half of the random ones have. Config for a small model in a folder."""
     tiny.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     examples = [{"id": str(i), "k": 1, "n": 1, "problem": f"Solve {i}", "partial": "", "action": "1"} for i in range(12)]
@@ -16,7 +16,7 @@ def task(tmp_path, tiny, tokenizer, srl):
                      learning_rate=3e-3, device="cpu")
 
     def reward(text, example):
-        return float(text[:1].isdigit())
+        return float(len(text) >= 7)
     return cfg, examples, reward
 
 
