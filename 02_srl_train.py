@@ -57,7 +57,7 @@ class Config:
     out: str = str(HERE / "runs/srl")
     seed: int = 0
     # batch
-    prompts_per_batch: int = 48         # P, groups in an update (paper: 512)
+    prompts_per_batch: int = 16         # P, groups in an update (paper: 512)
     group_size: int = 8                 # G, completions per prompt (paper: 8; TRL: num_generations)
     temperature: float = 1.0            # (paper: 1.0) in the rollout and in the log-probabilities
     max_new_tokens: int = 160           # of one completion; the paper does not say. A step of the miniature takes 15 to 120
@@ -65,13 +65,13 @@ class Config:
     eps: float = 0.01                   # a group is kept where the std of its rewards is greater; the paper names it and gives no value
     max_tries: int = 3                  # rounds of sampling to fill a batch; then the update goes on with fewer groups
     # optimization
-    learning_rate: float = 2e-4         # Adam, constant (paper: 5e-7 for 7B)
+    learning_rate: float = 3e-4         # Adam, constant (paper: 5e-7 for 7B)
     clip_eps: float = 0.2               # clip range of the ratio; the paper does not say (veRL: 0.2)
     max_grad_norm: float = 1.0          # (paper: 1.0)
     minibatches: int = 1                # optimizer steps per batch; the paper does not say. 1: strictly on-policy, the ratio is 1
     # length
-    rollouts: int = 60_000              # completions in all, those of dropped groups too: what a run costs
-    eval_every: int = 10                # updates between validations
+    rollouts: int = 48_000              # completions in all, those of dropped groups too: what a run costs
+    eval_every: int = 20                # updates between validations
     val_samples: int = 1                # completions per validation prompt; 1: greedy
     # SFT
     epochs: int = 6                     # (paper: 3) the best by validation is kept

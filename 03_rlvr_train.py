@@ -27,9 +27,10 @@ class Config(srl.Config):
     mode: str = "stepwise"              # stepwise: one step per completion | single: the whole solution in one completion (the paper's)
     model: str = str(srl.HERE / "runs/srl/model")
     out: str = str(srl.HERE / "runs/srl_rlvr")
-    prompts_per_batch: int = 24         # (paper: 128)
+    prompts_per_batch: int = 12         # (paper: 128)
     learning_rate: float = 1e-4         # (paper: 5e-7 for 7B)
     rollouts: int = 36_000              # completions; a stepwise episode takes about six
+    eval_every: int = 10                # updates between validations
     val_samples: int = 4                # 60 problems are few: four samples each tell more than one greedy answer
 
 

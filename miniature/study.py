@@ -28,15 +28,15 @@ SFT = ("02_srl_train.py", "--method", "sft", "--sft_target")
 TRAIN = {
     "srl": ("02_srl_train.py",),
     "srl_rlvr": ("03_rlvr_train.py",),
-    "rlvr": ("03_rlvr_train.py", "--rollouts", "96000"),      # as many completions as SRL and RLVR together
-    "sft_rlvr": ("03_rlvr_train.py", "--rollouts", "96000"),
+    "rlvr": ("03_rlvr_train.py", "--rollouts", "84000"),      # as many completions as SRL and RLVR together
+    "sft_rlvr": ("03_rlvr_train.py", "--rollouts", "84000"),
     "sft_outline": (*SFT, "outline", "--learning_rate", "1e-3"),
     "sft_reasoning": (*SFT, "reasoning", "--learning_rate", "1e-3", "--epochs", "12", "--max_new_tokens", "400"),
     "sft_student": (*SFT, "student", "--learning_rate", "1e-3"),
     "rejection": ("miniature/rejection.py",),
 }
 # learning rates tried by --tune, three for every method that learns from base or from SRL; RLVR from base has nothing to learn from at any
-GRID = {"srl": ("1e-4", "2e-4", "4e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "sft_reasoning": ("3e-4", "1e-3", "3e-3"),
+GRID = {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "sft_reasoning": ("3e-4", "1e-3", "3e-3"),
         "sft_student": ("3e-4", "1e-3", "3e-3"), "rejection": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("5e-5", "1e-4", "2e-4")}
 TUNE_SEED = 100     # a seed of its own: no run of the table was looked at to choose
 
