@@ -65,7 +65,8 @@ class Config:
     eps: float = 0.01                   # a group is kept where the std of its rewards is greater; the paper names it and gives no value
     max_tries: int = 3                  # rounds of sampling to fill a batch; then the update goes on with fewer groups
     # optimization
-    learning_rate: float = 3e-4         # Adam, constant (paper: 5e-7 for 7B)
+    learning_rate: float = 3e-4         # Adam (paper: 5e-7 for 7B)
+    decay: float = 0.4                  # share of the run, at its end, in which the learning rate falls linearly to 0; 0: constant (the paper's)
     clip_eps: float = 0.2               # clip range of the ratio; the paper does not say (veRL: 0.2)
     max_grad_norm: float = 1.0          # (paper: 1.0)
     minibatches: int = 1                # optimizer steps per batch; the paper does not say. 1: strictly on-policy, the ratio is 1
@@ -611,6 +612,8 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
         print(f"before training: exact {record['val_exact']:.1%}, reward {record['val_reward']:.3f} on {len(val_examples)} validation prompts")
     bar = tqdm(total=cfg.rollouts, initial=done, unit="rollout", desc=f"{out.name}", dynamic_ncols=True)
     while done < cfg.rollouts:
+        for part in optimizer.param_groups:
+            part["lr"] = cfg.learning_rate * min(1.0, (cfg.rollouts - done) / max(cfg.decay * cfg.rollouts, 1))
         groups, stats = collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg)
         done += stats["completions"]
         started = time.time()
