@@ -26,17 +26,19 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import SequenceMatcher
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 
 import torch
+from jinja2.exceptions import TemplateError
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.masking_utils import sdpa_mask
@@ -55,6 +57,7 @@ class Config:
     model: str = str(HERE / "miniature/base")   # folder or hub name of the starting policy
     data: str = str(HERE / "runs/data")         # train.jsonl and val.jsonl
     out: str = str(HERE / "runs/srl")
+    prompt_file: str = ""               # a text in place of our prompt, see with_prompt_file
     seed: int = 0
     # batch
     prompts_per_batch: int = 16         # P, groups in an update (paper: 512)
@@ -93,14 +96,60 @@ SRL_SYSTEM = (
 )
 
 
-def srl_prompt(example):
+SRL_USER = "{problem}\n\nSolution:\n{partial}"
+
+
+def fill(template, example):
+    """The template with {problem} and {partial} replaced; every other brace stays, formulas are full of them."""
+    return re.sub(r"\{(problem|partial)\}", lambda place: example.get(place[1], ""), template)
+
+
+def srl_prompt(example, system=SRL_SYSTEM, user=SRL_USER):
     """Chat messages that ask for step k: the problem and steps 1..k-1 (paper section 4.1; the wording is ours)."""
-    return [{"role": "system", "content": SRL_SYSTEM}, {"role": "user", "content": f"{example['problem']}\n\nSolution:\n{example['partial']}"}]
+    hint = f"\n\nThe title of the next step: {example['title']}" if example.get("title") else ""    # 01_segment.py --title_hint (the paper's footnote)
+    return [{"role": "system", "content": system}, {"role": "user", "content": fill(user, example) + hint}]
+
+
+def with_prompt_file(make_prompt, path):
+    """make_prompt with the words of a file: the system message, and after a line --- the user message with {problem} and {partial} in it.
+
+    Without that line the user message stays ours. No path: make_prompt as it is. Raises InputError where the file cannot serve.
+    """
+    if not path:
+        return make_prompt
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise segmentation.InputError(f"{path}: {error}; expected a text file with the system message") from None
+    system, *user = re.split(r"^---[ \t]*$", text, maxsplit=1, flags=re.MULTILINE)
+    if user and "{problem}" not in user[0]:
+        raise segmentation.InputError(f"{path}: no {{problem}} after the line ---; that part is the user message and has to hold the problem")
+    return partial(make_prompt, system=system.strip(), **({"user": user[0].strip("\n")} if user else {}))
+
+
+def prompt_text(tokenizer, messages):
+    """A prompt as the model's own chat template writes it, open for the answer.
+
+    Where the template refuses a system message, it stands before the user's; without a template the messages stand as plain text.
+    """
+    if not tokenizer.chat_template:
+        return "".join(f"{m['content']}\n\n" for m in messages)
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError:
+        system, user, *rest = messages
+        merged = [{"role": "user", "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+        return tokenizer.apply_chat_template(merged, add_generation_prompt=True, tokenize=False)
 
 
 def encode(tokenizer, messages):
-    """Token ids of a prompt through the model's own chat template."""
-    return tokenizer(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False), add_special_tokens=False)["input_ids"]
+    """Token ids of a prompt. A chat template writes its special tokens itself; plain text gets the tokenizer's, such as a BOS."""
+    return tokenizer(prompt_text(tokenizer, messages), add_special_tokens=not tokenizer.chat_template)["input_ids"]
+
+
+def opened_thought(tokenizer, prompt):
+    """'<think>' where the prompt's ids end in it, else '': some templates open the thoughts themselves, and the completion's text begins inside them."""
+    return "<think>" if tokenizer.decode(prompt[-8:]).rstrip().endswith("<think>") else ""
 
 
 # 2. Reward
@@ -171,7 +220,10 @@ def load_policy(name, device="cpu", dtype="float32"):
 def eos_ids(policy, tokenizer):
     """All ids that end a completion; generation_config may list several."""
     ids = policy.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None})
+    ids = sorted({tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None})
+    if not ids:
+        raise segmentation.InputError("neither tokenizer nor generation config names an EOS token, so no completion would end; set eos_token")
+    return ids
 
 
 def left_pad(prompts, device):
@@ -382,6 +434,7 @@ def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temp
         for episode in active:
             shared.setdefault(json.dumps(make_prompt(episode.example)), []).append(episode)
         prompts = [encode(tokenizer, json.loads(key)) for key in shared]
+        opened = [opened_thought(tokenizer, prompt) for prompt, group in zip(prompts, shared.values(), strict=True) for _ in group]
         if temperature == 0:  # greedy: one completion serves all episodes with this context
             rollout = generate(policy, tokenizer, prompts, 1, 0, cfg.max_new_tokens, cfg.max_rows)
             picks = [i for i, group in enumerate(shared.values()) for _ in group]
@@ -389,10 +442,11 @@ def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temp
             rollout = generate(policy, tokenizer, prompts, [len(group) for group in shared.values()], temperature, cfg.max_new_tokens, cfg.max_rows)
             picks = range(len(rollout.texts))
         active = []
-        for (prompt, episode), i in zip(((p, e) for p, group in zip(prompts, shared.values(), strict=True) for e in group), picks, strict=True):
-            episode.turns.append((prompt, rollout.completions[i], rollout.logprobs[i], rollout.texts[i]))
+        for (prompt, episode), i, head in zip(((p, e) for p, group in zip(prompts, shared.values(), strict=True) for e in group), picks, opened, strict=True):
+            text = head + rollout.texts[i]
+            episode.turns.append((prompt, rollout.completions[i], rollout.logprobs[i], text))
             episode.finished = rollout.finished[i]
-            following = extend(episode.example, rollout.texts[i]) if extend and episode.finished else None
+            following = extend(episode.example, text) if extend and episode.finished else None
             if following is not None:
                 episode.example = following
                 active.append(episode)
@@ -676,11 +730,14 @@ def train_sft(cfg, examples, val_examples):
         print(f"{out / 'model'}: finished before, the best epoch by validation had exact {state['best'][0]:.1%}")
         return
     policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype)
-    eos = eos_ids(policy, tokenizer)[0]
+    eos = eos_ids(policy, tokenizer)[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    make_prompt = with_prompt_file(srl_prompt, cfg.prompt_file)
     turns = []
     for example in examples:
-        target = tokenizer(example.get("target") or sft_target(example, cfg.sft_target), add_special_tokens=False)["input_ids"] + [eos]
-        turns.append((encode(tokenizer, srl_prompt(example)), target))
+        prompt, text = encode(tokenizer, make_prompt(example)), example.get("target") or sft_target(example, cfg.sft_target)
+        if opened_thought(tokenizer, prompt):                                                    # go on from there: thoughts, or none
+            text = text.removeprefix("<think>") if text.startswith("<think>") else f"</think>\n{text}"
+        turns.append((prompt, tokenizer(text, add_special_tokens=False)["input_ids"] + [eos]))
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.95))
     total = cfg.epochs * math.ceil(len(turns) / cfg.sft_batch)
     warmup = 0.3 * total                                                                         # (paper: 0.3, then cosine)
@@ -705,7 +762,7 @@ def train_sft(cfg, examples, val_examples):
             optimizer.zero_grad(set_to_none=True)
             step += 1
             bar.update()
-        record = validate(policy.eval(), tokenizer, val_examples, srl_prompt, sft_reward, None, cfg)
+        record = validate(policy.eval(), tokenizer, val_examples, make_prompt, sft_reward, None, cfg)
         log.append({"epoch": epoch, "step": step, "loss": sum(losses) * cfg.sft_batch / len(turns), **record})
         if (record["val_exact"], record["val_reward"]) > best:
             best = (record["val_exact"], record["val_reward"])
@@ -741,7 +798,7 @@ def main():
     cfg = parse_flags(Config(), __doc__.split("\n")[0])
     examples, val_examples = read_examples(cfg)
     if cfg.method == "srl":
-        train(cfg, examples, val_examples, srl_prompt, srl_reward)
+        train(cfg, examples, val_examples, with_prompt_file(srl_prompt, cfg.prompt_file), srl_reward)
     elif cfg.method == "sft":
         train_sft(cfg, examples, val_examples)
     else:

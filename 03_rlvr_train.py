@@ -11,11 +11,16 @@ out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it
 command: python 03_rlvr_train.py                                                     # 2 CPU cores, about 5 min
          python 03_rlvr_train.py --model miniature/base --out runs/rlvr              # RLVR alone
 """
+import inspect
+import itertools
+import json
+import re
+import subprocess
+import sys
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-
-import math_verify
 
 srl = import_module("02_srl_train")  # import cannot spell a file name that begins with a digit
 segmentation = srl.segmentation
@@ -41,9 +46,9 @@ SOLVE_SYSTEM = (
 )
 
 
-def solve_prompt(example):
+def solve_prompt(example, system=SOLVE_SYSTEM, user="{problem}"):
     """Chat messages that ask for the whole solution in one completion (paper section 5, inference; the wording is ours)."""
-    return [{"role": "system", "content": SOLVE_SYSTEM}, {"role": "user", "content": example["problem"]}]
+    return [{"role": "system", "content": system}, {"role": "user", "content": srl.fill(user, example)}]
 
 
 # 2. Episode
@@ -60,47 +65,171 @@ MODES = {"stepwise": (srl.srl_prompt, next_turn), "single": (solve_prompt, None)
 
 def unsolved(examples):
     """One example per problem, without any step, with its answer."""
-    return list({e["id"]: {"id": e["id"], "problem": e["problem"], "partial": "", "answer": e["answer"]} for e in examples}.values())
+    return list({e["id"]: {"id": e["id"], "problem": e["problem"], "partial": "", "answer": e.get("answer", "")} for e in examples}.values())
+
+
+def with_answers(problems):
+    """The problems that have an answer, each of them checked; how many have none (proofs, for instance) is said. Raises InputError where none has."""
+    answered = [p for p in problems if str(p["answer"]).strip()]
+    if not answered:
+        raise segmentation.InputError(f"none of {len(problems)} problems has an answer; give 01_segment.py the column with --answer_column")
+    if len(answered) < len(problems):
+        print(f"{len(problems) - len(answered)} of {len(problems)} problems have no answer and are left out")
+    for p in answered:
+        parse_gold(p["answer"], f"problem {p['id']}: ")
+    return answered
 
 
 # 3. Reward, which is also the grade of 04
-def last_boxed(text):
-    r"""The content of the last complete \boxed{..}, or None."""
-    begin = text.rfind("\\boxed{")
-    while begin >= 0:
-        depth = 0
-        for i in range(begin + len("\\boxed"), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                return text[begin + len("\\boxed{"):i]
-        begin = text.rfind("\\boxed{", 0, begin)
-    return None
+GRADE_SECONDS = 5           # for one answer. Real ones take milliseconds
+LONGEST_ANSWER = 2_000      # characters. The longest of the five benchmarks has 197
+DEEPEST_ANSWER = 10         # brackets inside each other. The deepest of the five has 4; the parser's time doubles with each
+last_boxed = segmentation.last_boxed
 
 
-@lru_cache(maxsize=1 << 14)
-def parse_gold(answer):
-    """math-verify's reading of a reference answer. Raises InputError where it has none: every completion would be wrong."""
-    parsed = math_verify.parse(f"\\boxed{{{answer}}}", parsing_timeout=60)  # the first call of a process loads the parser, which takes seconds
-    if not parsed:
-        raise segmentation.InputError(f"answer {answer!r}: math-verify cannot read it; give a number or a LaTeX expression")
-    return parsed
+def grader_process():
+    """Read [gold, answer, seconds] a line, write a verdict a line: runs in a Python of its own, see start_grader, so it imports for itself.
+
+    Its own process, because math-verify's time limits fail outside the main thread, and no limit inside Python stops a power of big integers or a
+    crash of the stack. Here a forked worker does the grading under an alarm that ends it, whatever it is doing; then the next is forked.
+    """
+    import functools
+    import json
+    import os
+    import re
+    import resource
+    import signal
+    import sys
+
+    import math_verify
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))      # bytes: a huge power fails here, before it takes the machine's memory
+    except (ValueError, OSError):                                         # not on every system
+        pass
+    replies, sys.stdout = sys.stdout, sys.stderr                          # whatever else prints, replies stay clean
+    scientific = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
+    # the box alone: math-verify's other patterns would take the last fraction out of a formula that they cannot read
+    box_only = [math_verify.LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)]
+
+    @functools.lru_cache(maxsize=4096)                                    # the same gold serves a whole group
+    def read(text, as_scientific):
+        """math-verify's reading of an answer, [formula, text], [text] or []."""
+        if as_scientific:
+            text = scientific.sub(r"\1 \\times 10^{\2}", text)
+        text = re.sub(r"(?<=\d)\.(?=\s*(?:$|[/*+)-]))", "", text.replace("°", "^\\circ"))          # 5. and 1./3
+        text = re.sub(r"(?<=\d)\\[,;:!](?=\d{3})", "", text)                                      # 12\,345
+        return math_verify.parse(f"\\boxed{{{text}}}", box_only, parsing_timeout=None)
+
+    def same(gold, answer):
+        if gold and answer and all(getattr(x[0], "is_number", False) and x[0].is_real for x in (gold, answer)):
+            expected, given = gold[0].evalf(12), answer[0].evalf(12)
+            if 0 < abs(expected) < 1e-3:                                  # math-verify rounds to 6 decimals: every 1e-10 would be right
+                return abs(given - expected) <= 5e-4 * abs(expected)
+        return math_verify.verify(gold, answer, timeout_seconds=None)
+
+    def verdict(gold, answer):
+        if answer is None:                                                # can the gold be read?
+            return "readable" if read(gold, False) else "unparsable"
+        formula = False
+        # 1e-5 is a number in Minerva and e - 5 elsewhere: right in one reading is right
+        for as_scientific in (False, True) if scientific.search(gold) or scientific.search(answer) else (False,):
+            expected, given = read(gold, as_scientific), read(answer, as_scientific)
+            formula = formula or any(not isinstance(x, str) for x in given)
+            try:
+                if same(expected, given):
+                    return "right"
+            except (ArithmeticError, TypeError, ValueError):              # what sympy says of zoo and nan: not equal in this reading
+                pass
+        return "wrong" if formula else "unparsable"
+
+    verdict("x", "\\frac{1}{2}")                                          # loads the parser, which takes a second
+    print(json.dumps("ready"), file=replies, flush=True)
+    while True:
+        worker = os.fork()
+        if worker == 0:
+            for line in sys.stdin:
+                gold, answer, seconds = json.loads(line)
+                signal.setitimer(signal.ITIMER_REAL, seconds)             # SIGALRM has no handler: the kernel ends the process
+                try:
+                    reply = verdict(gold, answer)
+                except Exception:  # whatever the parser trips over, a model wrote it: no reading
+                    reply = "unparsable"
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                print(json.dumps(reply), file=replies, flush=True)
+            os._exit(0)
+        if os.waitpid(worker, 0)[1] == 0:                                 # the end of the input
+            break
+        print(json.dumps("unparsable"), file=replies, flush=True)         # the worker died of its answer
+
+
+GRADER = f"{inspect.getsource(grader_process)}\ngrader_process()"          # read once: this file may be edited while a run goes on
+GRADER_LOCK = threading.Lock()
+
+
+@lru_cache(maxsize=1)
+def start_grader():
+    """The running grader_process; one serves all, until this program ends. Raises InputError where it does not start."""
+    process = subprocess.Popen([sys.executable, "-c", GRADER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+                               start_new_session=True)                    # Ctrl-C is for this program
+    if not process.stdout.readline():
+        raise segmentation.InputError("the grader does not start; python -c 'import math_verify' says why, pip install -r requirements.txt may mend it")
+    return process
+
+
+def ask_grader(gold, answer):
+    """The grader's verdict, 'unparsable' where it has none within GRADE_SECONDS. From any thread."""
+    with GRADER_LOCK:
+        for _ in range(2):
+            process = start_grader()
+            try:
+                process.stdin.write(json.dumps([gold, answer, GRADE_SECONDS]).encode() + b"\n")
+                if reply := process.stdout.readline():
+                    return json.loads(reply)
+            except BrokenPipeError:
+                pass
+            except BaseException:                                         # interrupted: a reply would be taken for that to the next question
+                process.stdin.close()
+                process.kill()
+                start_grader.cache_clear()
+                raise
+            start_grader.cache_clear()                                    # it was killed from outside: once more with a new one
+        raise RuntimeError("the grader died twice; is the machine out of memory?")
+
+
+def too_much(answer):
+    """Longer or more deeply nested than any answer."""
+    depths = itertools.accumulate((c in "([{") - (c in ")]}") for c in answer)
+    return len(answer) > LONGEST_ANSWER or max(depths, default=0) > DEEPEST_ANSWER
+
+
+def plain(answer):
+    """The text of an answer in one spelling: E_{1}, E_{2} is E_1,E_2."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\(?:left|right)(?![a-z])", "", re.sub(r"\{(\w)\}", r"\1", answer))
+
+
+def parse_gold(answer, problem=""):
+    """Check that a reference answer can be read. Raises InputError that names the problem where it cannot: every completion would be wrong."""
+    answer = str(answer).strip()
+    if last_boxed(f"\\boxed{{{answer}}}") != answer or not answer or too_much(answer) or ask_grader(answer, None) != "readable":
+        raise segmentation.InputError(f"{problem}answer {answer[:80]!r}: math-verify cannot read it; give a number or a LaTeX expression")
 
 
 @lru_cache(maxsize=1 << 16)
+def compare(answer, gold):
+    """'right', 'wrong' or 'unparsable': an answer without its box against the reference."""
+    if too_much(answer):
+        return "unparsable"
+    return "right" if plain(answer) == plain(gold) else ask_grader(gold, answer)
+
+
 def judge(completion, answer):
     """'right', 'wrong', 'unparsable' or 'no answer'. Only the text after the last </think> counts, and in it the last box.
 
-    math-verify's time limits use signals: call it from the main thread.
+    'unparsable': math-verify has no reading of the box, or none within GRADE_SECONDS. 04 counts and shows every verdict.
     """
-    boxed = last_boxed(srl.action_of(completion))
-    if boxed is None or not boxed.strip():
-        return "no answer"
-    if boxed.strip() == answer.strip():
-        return "right"
-    gold, parsed = parse_gold(answer), math_verify.parse(f"\\boxed{{{boxed}}}")
-    if not parsed:
-        return "unparsable"
-    return "right" if math_verify.verify(gold, parsed) else "wrong"
+    solution = srl.action_of(completion).partition("<think>")[0]          # thoughts that were never closed are thoughts
+    boxed = (last_boxed(solution) or "").strip()
+    return compare(boxed, str(answer).strip()) if boxed else "no answer"
 
 
 def is_correct(completion, answer):
@@ -116,11 +245,9 @@ def main():
     cfg = srl.parse_flags(Config(), __doc__.split("\n")[0])
     if cfg.mode not in MODES:
         raise segmentation.InputError(f"--mode {cfg.mode}: must be one of {', '.join(MODES)}")
-    examples, val_examples = (unsolved(part) for part in srl.read_examples(cfg, ("id", "problem", "answer")))
-    for example in examples + val_examples:
-        parse_gold(example["answer"])
+    examples, val_examples = (with_answers(unsolved(part)) for part in srl.read_examples(cfg, ("id", "problem")))
     make_prompt, extend = MODES[cfg.mode]
-    srl.train(cfg, examples, val_examples, make_prompt, rlvr_reward, extend)
+    srl.train(cfg, examples, val_examples, srl.with_prompt_file(make_prompt, cfg.prompt_file), rlvr_reward, extend)
 
 
 if __name__ == "__main__":

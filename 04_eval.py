@@ -3,10 +3,11 @@
 Prompt, episode and grader are those of 03, so the number that is reported is the reward that was trained on. Every completion is kept, and --regrade
 grades them again without a model.
 
-in:      benchmarks (JSONL: id, problem, answer) and any number of models
+in:      benchmarks (files with problem and answer, or names: amc23 aime24 aime25 minerva math500) and any number of models
 out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers per problem and what made them), table.md and figure.png beside them
 command: python 04_eval.py                                                    # base and every model in runs/, 2 CPU cores, about 30 s a model
          python 04_eval.py --models mine=runs/my_run/model --results results/mine
+         python 04_eval.py --benchmarks amc23 aime24 --mode single --max_new_tokens 4096 --models mine=FOLDER        # real ones, from the hub
          python 04_eval.py --table results/miniature                          # table and figure over all seeds, no model
 """
 import argparse
@@ -59,7 +60,26 @@ def bootstrap_interval(per_problem, num=2000, level=0.95, seed=0):
     return low, high
 
 
-# 2. Completions of one model on one benchmark
+# 2. Benchmarks
+HUB = {  # name: data set of the hub; of each its split "test"
+    "amc23": "math-ai/amc23", "aime24": "math-ai/aime24", "aime25": "math-ai/aime25", "minerva": "math-ai/minervamath", "math500": "HuggingFaceH4/MATH-500",
+}
+
+
+def load_benchmark(source, limit=None):
+    """Problems with id, problem and answer: a name of HUB, or a .jsonl, .json or .parquet file. An answer may also be the last box of a solution.
+
+    Raises InputError that names the problem whose answer is missing or cannot be read: the size of a benchmark is part of its number.
+    """
+    if source not in HUB and not Path(source).exists():
+        raise segmentation.InputError(f"{source}: no such file, and no benchmark of the hub: {', '.join(HUB)}")
+    problems = segmentation.read_problems(*((HUB[source], "test") if source in HUB else (source,)))[:limit]
+    for problem in problems:
+        rlvr.parse_gold(problem["answer"], f"{source}, problem {problem['id']}: ")
+    return problems
+
+
+# 3. Completions of one model on one benchmark
 def attempt_record(episode):
     """What is kept of an attempt: the text of every turn and their tokens. The grade is made from it, never stored in its place."""
     return {"turns": [turn[3] for turn in episode.turns], "tokens": [len(turn[1]) for turn in episode.turns], "finished": episode.finished}
@@ -75,6 +95,7 @@ def attempts_file(path, settings, policy_of, problems, args):
         raise segmentation.InputError(f"{path}: no completions with these settings to grade again; run without --regrade")
     policy, tokenizer = policy_of()
     make_prompt, extend = rlvr.MODES[args.mode]
+    make_prompt = srl.with_prompt_file(make_prompt, args.prompt_file)
     cfg = rlvr.Config(max_new_tokens=args.max_new_tokens, max_turns=args.max_turns, max_rows=args.max_rows)
     torch.manual_seed(args.seed)
     examples = [{**p, "partial": ""} for p in problems]
@@ -101,7 +122,7 @@ def grade(records):
             "tokens_per_step": sum(tokens) / turns, "shown": [record["greedy"]["turns"] for record in records[:3]]}
 
 
-# 3. Table and figure
+# 4. Table and figure
 def read_results(folder):
     """{method: list of results, one per seed} of a folder: NAME.json, or seed*/NAME.json."""
     found = {}
@@ -210,11 +231,12 @@ def provenance():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="NAME=FOLDER, any number; default: base and every method in runs/")
-    miniature = [HERE / f"miniature/benchmarks/{name}.jsonl" for name in ("short", "hard", "long", "large")]
-    parser.add_argument("--benchmarks", nargs="+", type=Path, default=miniature, help="JSONL files: id, problem, answer")
+    miniature = [str(HERE / f"miniature/benchmarks/{name}.jsonl") for name in ("short", "hard", "long", "large")]
+    parser.add_argument("--benchmarks", nargs="+", default=miniature, help=f"{', '.join(HUB)}, or .jsonl, .json, .parquet files with problem and answer")
     parser.add_argument("--k", type=int, default=8, help="sampled attempts per problem, for avg@k and pass@k")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--mode", choices=list(rlvr.MODES), default="stepwise")
+    parser.add_argument("--prompt_file", help="a text in place of our prompt, as in 02 and 03")
     parser.add_argument("--max_new_tokens", type=int, default=srl.Config.max_new_tokens)
     parser.add_argument("--max_turns", type=int, default=10, help="steps of an attempt in stepwise mode; the longest expert solution of the benchmarks takes 8")
     parser.add_argument("--max_rows", type=int, default=srl.Config.max_rows)
@@ -233,12 +255,13 @@ def main():
     if args.limit is not None and args.limit < 1:
         raise segmentation.InputError(f"--limit {args.limit}: must be at least 1")
 
-    benchmarks = {path.stem: segmentation.read_jsonl(path, ("id", "problem", "answer"))[:args.limit] for path in args.benchmarks}
-    for problems in benchmarks.values():
-        for problem in problems:
-            rlvr.parse_gold(str(problem["answer"]))
+    benchmarks = {Path(source).stem: load_benchmark(source, args.limit) for source in args.benchmarks}
+    if len(benchmarks) < len(args.benchmarks):
+        raise segmentation.InputError(f"--benchmarks {' '.join(args.benchmarks)}: names must differ, the results stand under them")
     models = dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found())
     settings = {name: getattr(args, name) for name in ("k", "temperature", "mode", "max_new_tokens", "max_turns", "limit", "seed")}
+    if args.prompt_file:
+        settings["prompt"] = srl.with_prompt_file(rlvr.MODES[args.mode][0], args.prompt_file).keywords   # its words, not its name
     bar = tqdm(total=len(models) * len(benchmarks), unit="benchmark", desc="evaluating", dynamic_ncols=True)
     for name, folder in models.items():
         loaded = []

@@ -49,7 +49,7 @@ GOOD = json.dumps({"id": 1, "problem": "p", "solution": "1. **A** a\n2. **B** \\
 @pytest.mark.parametrize("text, message", [
     (None, "No such file"), ("", "empty"), (GOOD + "\n{broken", "line 2: not JSON"), (GOOD + "\n[1]", "line 2: no id"), (GOOD + "\n" + GOOD, "stands 2 times"),
     ('{"id": 1, "problem": "p", "solution": "just 4", "answer": "4"}', "no solution has numbered steps"),
-    ('{"id": 1, "problem": "p", "solution": "s", "answer": ""}', "line 1: no answer")])
+    ('{"id": 1, "problem": "", "solution": "s", "answer": "4"}', "line 1: the problem is empty")])
 def test_bad_solutions_end_in_one_line_and_exit_code_2(tmp_path, text, message):
     path = tmp_path / "bad.jsonl"
     if text is not None:
@@ -64,11 +64,14 @@ def test_bad_solutions_end_in_one_line_and_exit_code_2(tmp_path, text, message):
     ("02_srl_train.py", ("--model", "./nowhere"), "nowhere: no such model"), ("03_rlvr_train.py", ("--model", "./nowhere"), "nowhere: no such model"),
     ("04_eval.py", ("--k", "0"), "--k 0"), ("04_eval.py", ("--models", "a=./nowhere"), "nowhere: no such model"),
     ("04_eval.py", ("--table", "nowhere"), "nowhere: no results"),
-    ("04_eval.py", ("--benchmarks", "nowhere.jsonl"), "nowhere.jsonl: No such file")])
+    ("04_eval.py", ("--benchmarks", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+    ("04_eval.py", ("--benchmarks", "unanswered.jsonl"), "problem 7: answer ''")])
 def test_bad_flags_end_in_one_line_and_exit_code_2(tmp_path, script, flags, message):
     if "--data" not in flags and script != "04_eval.py":
         run("01_segment.py", "--out", tmp_path / "data")
         flags = (*flags, "--data", tmp_path / "data", "--out", tmp_path / "out")
+    write(tmp_path / "unanswered.jsonl", '{"id": 7, "problem": "p", "answer": ""}')
+    flags = tuple(str(tmp_path / flag) if flag == "unanswered.jsonl" else flag for flag in flags)
     if script == "04_eval.py":
         flags = (*flags, "--results", tmp_path / "results", "--completions", tmp_path / "eval")
     printed = run(script, *flags, code=2)
