@@ -153,6 +153,21 @@ def summary(results, benchmark):
     }
 
 
+# what the paper claims, as differences: they are seen more sharply than two means, since both methods met the same problems
+COMPARISONS = [("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"), ("srl", "rejection"), ("srl", "sft_student")]
+
+
+def paired_difference(results, others, benchmark):
+    """(mean, low, high) in points of avg@k: results minus others, problem by problem and seed by seed where both have the seed, with a 95 % interval."""
+    by_seed = [{r["train_seed"]: r["benchmarks"][benchmark] for r in runs} for runs in (results, others)]
+    seeds = sorted(set(by_seed[0]) & set(by_seed[1]), key=str)
+    if not seeds:                                                                                 # nothing to pair: the first of each
+        by_seed, seeds = [{0: next(iter(runs.values()))} for runs in by_seed], [0]
+    rows = [[(c / one["k"] - d / other["k"]) * 100 for c, d in zip(one["right"], other["right"], strict=True)]
+            for one, other in ((by_seed[0][seed], by_seed[1][seed]) for seed in seeds)]
+    return sum(map(sum, rows)) / sum(map(len, rows)), *bootstrap_interval(rows)
+
+
 def make_table(found):
     """Markdown in the shape of the paper's table: a row a method, greedy and avg@k with its 95 % interval for each benchmark."""
     benchmarks = list(next(iter(found.values()))[0]["benchmarks"])
@@ -174,6 +189,14 @@ def make_table(found):
         lengths = [f"{average(row, key):.0f}" for key in ("tokens_per_step", "tokens_per_response")]
         cells = [f"{row[b]['pass']:.1f}" for b in benchmarks] + [f"{share:.1f} %" for share in shares] + lengths
         lines.append(f"| {label(name)} | {' | '.join(cells)} |")
+    sizes = {name: [len(results[0]["benchmarks"][b]["right"]) for b in benchmarks] for name, results in found.items()}
+    pairs = [(a, b) for a, b in COMPARISONS if a in found and b in found and sizes[a] == sizes[b]]
+    if pairs:
+        lines += ["", f"| avg@{k}, paired difference [95 %] | {' | '.join(benchmarks)} |", "|---|" + "---|" * len(benchmarks)]
+        for a, b in pairs:
+            differences = [paired_difference(found[a], found[b], bench) for bench in benchmarks]
+            cells = [f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" for mean, low, high in differences]
+            lines.append(f"| {label(a)} minus {label(b)} | {' | '.join(cells)} |")
     n = rows[next(iter(rows))][benchmarks[0]]["n"]
     over = "problems and training seeds" if max(map(len, found.values())) > 1 else "problems"
     lines += ["", f"{n} problems a benchmark. Intervals: 95 % bootstrap over {over}. Average: the mean of the columns."]

@@ -45,3 +45,13 @@ def test_table_and_figure_are_made_of_the_results_alone(evaluate, tmp_path):
     table = (tmp_path / "table.md").read_text()
     assert "| SRL | 2 | 62.5 | 85.9 [" in table                          # greedy: (3 + 2) of 8; samples: (28 + 27) of 64
     assert "| Base | 2 | 0.0 | 0.0 [0.0, 0.0]" in table and (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_paired_difference_is_seen_more_sharply_than_two_means(evaluate):
+    """One method solves one problem more of every ten than the other, which solves half: the problems' own spread cancels."""
+    half, more = [0, 8] * 30, [8 if i % 10 == 0 else c for i, c in enumerate([0, 8] * 30)]
+    results = lambda right, seed: {"train_seed": seed, "benchmarks": {"hard": {"k": 8, "right": right}}}  # noqa: E731
+    mean, low, high = evaluate.paired_difference([results(more, 0), results(more, 1)], [results(half, 0), results(half, 1)], "hard")
+    assert mean == pytest.approx(10) and 0 < low < 10 < high
+    assert evaluate.bootstrap_interval([c / 8 for c in more])[0] < evaluate.bootstrap_interval([c / 8 for c in half])[1]
+    assert evaluate.paired_difference([results(more, 0)], [results(half, 5)], "hard")[0] == pytest.approx(10)      # no common seed: the first of each
