@@ -42,6 +42,7 @@ from jinja2.exceptions import TemplateError
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 segmentation = import_module("01_segment")  # import cannot spell a file name that begins with a digit
@@ -58,6 +59,7 @@ class Config:
     data: str = str(HERE / "runs/data")         # train.jsonl and val.jsonl
     out: str = str(HERE / "runs/srl")
     prompt_file: str = ""               # a text in place of our prompt, see with_prompt_file
+    recipe: str = "miniature"           # miniature | paper: other defaults, see PAPER
     seed: int = 0
     # batch
     prompts_per_batch: int = 16         # P, groups in an update (paper: 512)
@@ -65,6 +67,7 @@ class Config:
     temperature: float = 1.0            # (paper: 1.0) in the rollout and in the log-probabilities
     max_new_tokens: int = 160           # of one completion; the paper does not say. A step of the miniature takes 15 to 120
     max_turns: int = 8                  # completions of an episode that solves step by step
+    autojunk: bool = False              # difflib's default is True, and scores near copies of 200 characters and more as low as 0.02
     eps: float = 0.01                   # a group is kept where the std of its rewards is greater; the paper names it and gives no value
     max_tries: int = 3                  # rounds of sampling to fill a batch; then the update goes on with fewer groups
     # optimization
@@ -84,7 +87,21 @@ class Config:
     max_rows: int = 384                 # completions decoded side by side
     update_tokens: int = 12_000         # tokens in one forward and backward pass, a group's prompt counted once
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype: str = "float32"
+    dtype: str = "float32"              # of the weights that compute; below float32 the optimizer keeps float32 copies
+    optimizer: str = "adam"             # adam | adam8bit: states in 8 bits (needs bitsandbytes and a GPU)
+    gradient_checkpointing: bool = False    # activations are computed again in the backward pass: about a third more time, a fraction of the memory
+    lora_rank: int = 0                  # 0: all weights learn; else low-rank adapters (needs peft), about 10 times the learning rate
+
+
+# --recipe paper. What the paper gives for Qwen2.5-7B-Instruct stands first; what it does not give is our choice, with its reason in the README
+PAPER = {
+    "srl": {"prompts_per_batch": 512, "group_size": 8, "temperature": 1.0, "learning_rate": 5e-7, "decay": 0.0, "max_grad_norm": 1.0, "dtype": "bfloat16",
+            "model": "Qwen/Qwen2.5-7B-Instruct", "data": str(HERE / "runs/s1k"), "out": str(HERE / "runs/paper_srl"),
+            "rollouts": 1_200_000, "max_new_tokens": 2048, "eval_every": 10, "max_rows": 128, "update_tokens": 16_000, "gradient_checkpointing": True},
+    "sft": {"sft_batch": 64, "epochs": 3, "learning_rate": 5e-6, "max_grad_norm": 1.0, "dtype": "bfloat16",
+            "model": "Qwen/Qwen2.5-7B-Instruct", "data": str(HERE / "runs/s1k"), "out": str(HERE / "runs/paper_sft"), "max_new_tokens": 2048,
+            "max_rows": 128, "update_tokens": 16_000, "gradient_checkpointing": True},
+}
 
 
 # 1. Prompt
@@ -179,10 +196,10 @@ def similarity(action, expert_action, autojunk=False):
 cached_similarity = lru_cache(maxsize=1 << 16)(similarity)  # equal completions are scored once
 
 
-def srl_reward(completion, example):
+def srl_reward(completion, example, autojunk=False):
     """Similarity of the action to the expert's in [0, 1]; -1 where the format is broken. The monologue is the model's own."""
     parsed = parse_completion(completion)
-    return -1.0 if parsed is None else cached_similarity(parsed[1], example["action"])
+    return -1.0 if parsed is None else cached_similarity(parsed[1], example["action"], autojunk)
 
 
 # 3. Model
@@ -238,14 +255,14 @@ def left_pad(prompts, device):
 
 
 class PromptCache:
-    """Keys and values of N prompts, computed once with their gradient; each row of a later pass looks back at the prompt that `rows` names."""
+    """Keys and values of N prompts, computed once with their gradient. With `rows`, the cache of a later pass whose row b looks back at prompt rows[b]."""
 
-    def __init__(self):
-        self.layers, self.rows = [], None
+    def __init__(self, prompts=None, rows=None):
+        self.layers, self.rows = prompts.layers if prompts else {}, rows
 
     def update(self, key, value, layer, *args, **kwargs):
         if self.rows is None:
-            self.layers.append((key, value))
+            self.layers.setdefault(layer, (key, value))                                           # gradient checkpointing comes by a second time
             return key, value
         prompt_key, prompt_value = self.layers[layer]
         return torch.cat([prompt_key[self.rows], key], 2), torch.cat([prompt_value[self.rows], value], 2)
@@ -288,7 +305,7 @@ def token_logprobs(policy, groups, temperature=1.0, pass_tokens=1500, head_token
             end += 1
         part = order[begin:end]
         begin = end
-        rows = cache.rows = torch.tensor([completions[b][0] for b in part], device=device)
+        rows = torch.tensor([completions[b][0] for b in part], device=device)
         L = len(completions[part[-1]][1])                                                         # the longest
         padded = torch.tensor([completions[b][1] + [0] * (L - len(completions[b][1])) for b in part], device=device)     # (b, L), padding on the right
         hidden = prompt_end[rows][:, None]                                                        # the prompt's last position predicts the first token
@@ -296,7 +313,8 @@ def token_logprobs(policy, groups, temperature=1.0, pass_tokens=1500, head_token
             own = torch.ones(L - 1, L - 1, dtype=torch.bool, device=device).tril().expand(len(part), -1, -1)
             sees = torch.cat([real[rows][:, None, :].expand(-1, L - 1, -1), own], 2)              # its prompt and what it wrote so far
             place = positions[rows, -1:] + torch.arange(1, L, device=device)
-            after = policy.base_model(input_ids=padded[:, :-1], attention_mask=sees[:, None], position_ids=place, past_key_values=cache, use_cache=True)
+            after = policy.base_model(input_ids=padded[:, :-1], attention_mask=sees[:, None], position_ids=place, past_key_values=PromptCache(cache, rows),
+                                      use_cache=True)
             hidden = torch.cat([hidden, after.last_hidden_state], 1)                              # (b, L, D)
         inside = mask[part, :L]
         hidden, targets = hidden[inside], padded[inside]
@@ -532,6 +550,80 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg):
 
 
 # 8. Update
+class MasterAdam:
+    """Adam on float32 copies of 16-bit weights; weights in float32 are used as they are.
+
+    A bfloat16 number has three digits: at the paper's learning rate of 5e-7 a step is far smaller than the distance to the next one, and without the copies
+    nothing would be learned. Gradients are added up in float32 as well, each freed as soon as it is there.
+    """
+
+    def __init__(self, policy, learning_rate, base=torch.optim.Adam):
+        weights = [p for p in policy.parameters() if p.requires_grad]
+        self.masters = {p: p.detach().float().requires_grad_() for p in weights if p.dtype != torch.float32}
+        for p in self.masters:
+            p.register_post_accumulate_grad_hook(self.take_gradient)
+        self.adam = base([self.masters.get(p, p) for p in weights], lr=learning_rate, betas=(0.9, 0.95))
+
+    @property
+    def param_groups(self):
+        return self.adam.param_groups                                                            # loading a state replaces them
+
+    @torch.no_grad()
+    def take_gradient(self, p):
+        master = self.masters[p]
+        master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+        p.grad = None
+
+    @torch.no_grad()
+    def step(self, max_grad_norm):
+        """Clip the norm of all gradients, step, and hand the new weights down. Returns the norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], max_grad_norm).item()
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        for p, master in self.masters.items():
+            p.copy_(master)
+        return norm
+
+    def state_dict(self):
+        return {"adam": self.adam.state_dict(), "masters": list(self.masters.values())}
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        self.adam.load_state_dict(state["adam"])
+        for master, saved in zip(self.masters.values(), state["masters"], strict=True):
+            master.copy_(saved)
+
+
+def make_optimizer(policy, cfg):
+    """The optimizer of a policy, which it makes ready to learn as cfg says: adapters, checkpointed layers. Raises InputError for a package that is missing."""
+    try:
+        if cfg.lora_rank:
+            from peft import LoraConfig, inject_adapter_in_model
+            inject_adapter_in_model(LoraConfig(r=cfg.lora_rank, lora_alpha=2 * cfg.lora_rank, target_modules="all-linear"), policy)
+        if cfg.optimizer == "adam8bit":
+            from bitsandbytes.optim import Adam8bit as base
+        else:
+            base = torch.optim.Adam
+    except ImportError as error:
+        raise segmentation.InputError(f"{error.name}: not installed, but --lora_rank or --optimizer asks for it; pip install {error.name}") from None
+    if cfg.gradient_checkpointing:  # transformers' own switch drops the cache that holds the shared prompt
+        for layer in policy.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.forward = partial(torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False)
+    return MasterAdam(policy, cfg.learning_rate, base)
+
+
+def merged_weights(policy):
+    """The policy's weights with its adapters added in, under the names of a model without adapters; None where it has none."""
+    adapters = {name: module for name, module in policy.named_modules() if hasattr(module, "get_delta_weight")}
+    if not adapters:
+        return None
+    weights = {name.replace(".base_layer.", "."): w for name, w in policy.state_dict().items() if ".lora_" not in name}
+    for name, module in adapters.items():
+        weights[f"{name}.weight"] = (module.base_layer.weight.float() + module.get_delta_weight("default").float()).to(module.base_layer.weight.dtype)
+    return weights
+
+
 def micro_batches(turns, max_tokens):
     """Turns (prompt ids, completion ids, ..) gathered by prompt, in lists of groups that hold about max_tokens tokens, a shared prompt counted once."""
     by_prompt = {}
@@ -573,9 +665,7 @@ def update(policy, optimizer, turns, cfg):
                 stats["entropy"] += entropy.item() * share
                 stats["clipped"] += (difference.exp() - 1).abs().gt(cfg.clip_eps).float().mean().item() * share
                 stats["mismatch"] = max(stats["mismatch"], difference.abs().max().item() if m == 0 else 0.0)
-        stats["grad_norm"] += torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm).item()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        stats["grad_norm"] += optimizer.step(cfg.max_grad_norm)
         steps += 1
     policy.eval()
     return {name: value if name == "mismatch" else value / steps for name, value in stats.items()}
@@ -595,7 +685,7 @@ def save_model(policy, tokenizer, folder):
     """A model folder, complete or absent: written aside, then renamed."""
     aside = Path(f"{folder}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    policy.save_pretrained(aside)
+    policy.save_pretrained(aside, state_dict=merged_weights(policy))
     tokenizer.save_pretrained(aside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
@@ -634,7 +724,7 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
     state = load_checkpoint(out / "checkpoint.pt", cfg)
     policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype)
     torch.manual_seed(cfg.seed)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.95))
+    optimizer = make_optimizer(policy, cfg)
     cursor = Cursor(examples, cfg.seed)
     step, done, best, log = 0, 0, (-1.0, -1.0), []
     if state:
@@ -738,11 +828,11 @@ def train_sft(cfg, examples, val_examples):
         if opened_thought(tokenizer, prompt):                                                    # go on from there: thoughts, or none
             text = text.removeprefix("<think>") if text.startswith("<think>") else f"</think>\n{text}"
         turns.append((prompt, tokenizer(text, add_special_tokens=False)["input_ids"] + [eos]))
-    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.95))
+    optimizer = make_optimizer(policy, cfg)
     total = cfg.epochs * math.ceil(len(turns) / cfg.sft_batch)
     warmup = 0.3 * total                                                                         # (paper: 0.3, then cosine)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, s - warmup) / (total - warmup)))))
+        optimizer.adam, lambda s: min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, s - warmup) / (total - warmup)))))
     rng, best, log, step = random.Random(cfg.seed), (-1.0, -1.0), [], 0
     bar = tqdm(total=total, desc=out.name, unit="batch", dynamic_ncols=True)
     for epoch in range(1, cfg.epochs + 1):
@@ -756,10 +846,8 @@ def train_sft(cfg, examples, val_examples):
                 loss = -logprobs.sum() / sum(len(turn[1]) for turn in part)
                 loss.backward()
                 losses.append(loss.item())
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)
-            optimizer.step()
+            optimizer.step(cfg.max_grad_norm)
             schedule.step()
-            optimizer.zero_grad(set_to_none=True)
             step += 1
             bar.update()
         record = validate(policy.eval(), tokenizer, val_examples, make_prompt, sft_reward, None, cfg)
@@ -774,15 +862,27 @@ def train_sft(cfg, examples, val_examples):
     print(f"{out / 'model'}: the best epoch by validation, exact {best[0]:.1%}; log in {out / 'log.jsonl'}")
 
 
-def parse_flags(defaults, description):
-    """A flag for every knob of the Config; bools and numbers are read as such."""
+CHOICES = {"method": ("srl", "sft"), "sft_target": ("outline", "reasoning", "student"), "recipe": ("miniature", "paper"), "optimizer": ("adam", "adam8bit"),
+           "dtype": ("float32", "bfloat16"), "mode": ("stepwise", "single")}
+
+
+def parse_flags(defaults, description, recipes=PAPER):
+    """The Config that the command line asks for: a flag for every knob. recipes: {method: defaults of --recipe paper}."""
+    early = argparse.ArgumentParser(add_help=False)                                              # these two decide about the other defaults
+    early.add_argument("--recipe", default=defaults.recipe)
+    early.add_argument("--method", default=defaults.method)
+    first = early.parse_known_args()[0]
+    if first.recipe == "paper":
+        defaults = replace(defaults, **recipes.get(first.method, {}))
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for field in fields(defaults):
-        parser.add_argument(f"--{field.name}", type=type(getattr(defaults, field.name)), default=getattr(defaults, field.name), help=" ")
+        value = getattr(defaults, field.name)
+        how = {"action": argparse.BooleanOptionalAction} if isinstance(value, bool) else {"type": type(value), "choices": CHOICES.get(field.name)}
+        parser.add_argument(f"--{field.name}", default=value, help=" ", **how)
     cfg = replace(defaults, **vars(parser.parse_args()))
     for name, value in vars(cfg).items():
-        if type(value) is int and name != "seed" and value < 1:
-            raise segmentation.InputError(f"--{name} {getattr(cfg, name)}: must be at least 1")
+        if type(value) is int and value < (0 if name in ("seed", "lora_rank") else 1):
+            raise segmentation.InputError(f"--{name} {value}: must be at least {0 if name in ('seed', 'lora_rank') else 1}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return cfg
 
@@ -798,11 +898,9 @@ def main():
     cfg = parse_flags(Config(), __doc__.split("\n")[0])
     examples, val_examples = read_examples(cfg)
     if cfg.method == "srl":
-        train(cfg, examples, val_examples, with_prompt_file(srl_prompt, cfg.prompt_file), srl_reward)
-    elif cfg.method == "sft":
-        train_sft(cfg, examples, val_examples)
+        train(cfg, examples, val_examples, with_prompt_file(srl_prompt, cfg.prompt_file), partial(srl_reward, autojunk=cfg.autojunk))
     else:
-        raise segmentation.InputError(f"--method {cfg.method}: must be srl or sft")
+        train_sft(cfg, examples, val_examples)
 
 
 if __name__ == "__main__":

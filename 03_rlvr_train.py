@@ -39,6 +39,11 @@ class Config(srl.Config):
     val_samples: int = 4                # 60 problems are few: four samples each tell more than one greedy answer
 
 
+# --recipe paper: as in 02, what the paper gives for RLVR and our choice for the rest
+PAPER = {**srl.PAPER["srl"], "prompts_per_batch": 128, "mode": "single", "model": str(srl.HERE / "runs/paper_srl/model"),
+         "out": str(srl.HERE / "runs/paper_srl_rlvr"), "rollouts": 240_000, "max_new_tokens": 4096}
+
+
 # 1. Prompt
 SOLVE_SYSTEM = (
     "Solve the problem step by step. You may draft, try and check at any point between <think> and </think>; what stands outside is your solution. "
@@ -242,9 +247,7 @@ def rlvr_reward(completion, example):
 
 
 def main():
-    cfg = srl.parse_flags(Config(), __doc__.split("\n")[0])
-    if cfg.mode not in MODES:
-        raise segmentation.InputError(f"--mode {cfg.mode}: must be one of {', '.join(MODES)}")
+    cfg = srl.parse_flags(Config(), __doc__.split("\n")[0], {"srl": PAPER})
     examples, val_examples = (with_answers(unsolved(part)) for part in srl.read_examples(cfg, ("id", "problem")))
     make_prompt, extend = MODES[cfg.mode]
     srl.train(cfg, examples, val_examples, srl.with_prompt_file(make_prompt, cfg.prompt_file), rlvr_reward, extend)

@@ -154,7 +154,8 @@ def summary(results, benchmark):
 
 
 # what the paper claims, as differences: they are seen more sharply than two means, since both methods met the same problems
-COMPARISONS = [("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"), ("srl", "rejection"), ("srl", "sft_student")]
+COMPARISONS = [("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"),
+               ("srl", "rejection"), ("srl", "sft_student")]
 
 
 def paired_difference(results, others, benchmark):

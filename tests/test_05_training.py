@@ -1,4 +1,5 @@
 """Dynamic sampling with refill, the update, the loop, resume."""
+import copy
 import json
 from dataclasses import replace
 
@@ -48,8 +49,10 @@ def test_an_update_is_the_same_in_one_and_in_many_micro_batches(srl, tiny, token
     grads = []
     for tokens in (10_000, 1):
         class Keep:
-            def step(self): grads.append([p.grad.clone() for p in tiny.parameters()])
-            def zero_grad(self, set_to_none): tiny.zero_grad()
+            def step(self, max_grad_norm):
+                grads.append([p.grad.clone() for p in tiny.parameters()])
+                tiny.zero_grad()
+                return 0.0
         stats = srl.update(tiny, Keep(), turns, replace(cfg, update_tokens=tokens, max_grad_norm=1e9))
         assert stats["mismatch"] < 1e-4 and stats["clipped"] == 0
     for a, b in zip(*grads, strict=True):
@@ -121,3 +124,105 @@ def test_the_cursor_visits_every_example_once_an_epoch_and_continues_from_its_pl
     b = srl.Cursor(list(range(10)), 3)
     b.place = 13
     assert b.take(12) == first[13:]
+
+
+# Large models
+def group(srl, tokenizer, tiny, examples):
+    """Turns of two groups with advantages, sampled from tiny."""
+    prompts = [srl.encode(tokenizer, srl.srl_prompt(e)) for e in examples[:2]]
+    rollout = srl.generate(tiny, tokenizer, prompts, 4, max_new_tokens=9)
+    return [(prompts[i // 4], ids, lp, float(i % 2) - 0.5) for i, (ids, lp) in enumerate(zip(rollout.completions, rollout.logprobs, strict=True))]
+
+
+def test_adam_in_float32_is_torchs_adam(srl, tiny, tokenizer, task):
+    cfg, examples, _ = task
+    other = copy.deepcopy(tiny)
+    torch.manual_seed(0)
+    turns = group(srl, tokenizer, tiny, examples)
+    ours, theirs = srl.make_optimizer(tiny, cfg), torch.optim.Adam(other.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.95))
+    for _ in range(3):
+        srl.update(tiny, ours, turns, cfg)
+
+        class Theirs:
+            def step(self, max_grad_norm):
+                norm = torch.nn.utils.clip_grad_norm_(other.parameters(), max_grad_norm).item()
+                theirs.step()
+                theirs.zero_grad()
+                return norm
+        srl.update(other, Theirs(), turns, cfg)
+    assert all(torch.equal(a, b) for a, b in zip(tiny.parameters(), other.parameters(), strict=True))
+
+
+def test_steps_too_small_for_bfloat16_are_not_lost(srl, tiny, tokenizer, task):
+    """At the paper's learning rate a bfloat16 weight would never move; the float32 copies move, and in the end the weights follow."""
+    cfg, examples, _ = task
+    torch.manual_seed(0)
+    turns = group(srl, tokenizer, tiny, examples)
+    tiny.to(torch.bfloat16)
+    before = [p.detach().clone() for p in tiny.parameters()]
+    optimizer = srl.make_optimizer(tiny, replace(cfg, learning_rate=5e-7))
+    masters = [m.detach().clone() for m in optimizer.masters.values()]
+    srl.update(tiny, optimizer, turns, cfg)
+    assert all(not torch.equal(a, b) for a, b in zip(masters, optimizer.masters.values(), strict=True))
+    moved = sum((a != b).sum().item() for a, b in zip(before, tiny.parameters(), strict=True)) / sum(p.numel() for p in before)
+    assert moved < 0.02                                                                          # one such step is below bfloat16's resolution
+    optimizer.param_groups[0]["lr"] = 1e-2
+    srl.update(tiny, optimizer, turns, cfg)
+    for p, master in optimizer.masters.items():
+        assert p.grad is None and master.grad is None and torch.equal(p, master.to(torch.bfloat16))
+    # saved and loaded: the copies come back exactly, not rounded to bfloat16
+    state = copy.deepcopy(optimizer.state_dict())
+    again = srl.make_optimizer(tiny, cfg)
+    again.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(optimizer.masters.values(), again.masters.values(), strict=True))
+
+
+def test_gradient_checkpointing_changes_memory_and_not_gradients(srl, tiny, tokenizer, task):
+    cfg, examples, _ = task
+    torch.manual_seed(0)
+    turns = group(srl, tokenizer, tiny, examples)
+    grads = []
+    for checkpointing in (False, True):
+        srl.make_optimizer(tiny, replace(cfg, gradient_checkpointing=checkpointing))
+
+        class Keep:
+            def step(self, max_grad_norm):
+                grads.append([p.grad.clone() for p in tiny.parameters()])
+                tiny.zero_grad()
+                return 0.0
+        srl.update(tiny, Keep(), turns, cfg)
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+    assert any(g.abs().max() > 0 for g in grads[0])
+
+
+def test_lora_trains_adapters_and_saves_a_plain_model(srl, tiny, tokenizer, task, tmp_path):
+    pytest.importorskip("peft")
+    cfg, examples, _ = task
+    torch.manual_seed(0)
+    turns = group(srl, tokenizer, tiny, examples)
+    before = {name: p.detach().clone() for name, p in tiny.state_dict().items()}
+    optimizer = srl.make_optimizer(tiny, replace(cfg, lora_rank=4, learning_rate=1e-2))
+    for _ in range(3):
+        srl.update(tiny, optimizer, turns, cfg)
+    learned = {name for name, p in tiny.named_parameters() if p.requires_grad}
+    assert learned and all("lora_" in name for name in learned)
+    srl.save_model(tiny, tokenizer, tmp_path / "model")
+    plain, _ = srl.load_policy(tmp_path / "model")
+    assert set(plain.state_dict()) == set(before)
+    assert any(not torch.equal(before[name], p) for name, p in plain.state_dict().items())
+    ids = torch.tensor([turns[0][0]])
+    torch.testing.assert_close(plain(ids).logits, tiny.eval()(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+def test_the_papers_recipe_is_one_flag_and_every_other_flag_still_counts(srl, rlvr, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "--recipe", "paper", "--learning_rate", "1e-6", "--autojunk"])
+    cfg = srl.parse_flags(srl.Config(), "x")
+    assert (cfg.prompts_per_batch, cfg.group_size, cfg.temperature, cfg.max_grad_norm, cfg.dtype, cfg.decay) == (512, 8, 1.0, 1.0, "bfloat16", 0.0)
+    assert cfg.learning_rate == 1e-6 and cfg.autojunk is True
+    monkeypatch.setattr("sys.argv", ["x", "--recipe", "paper", "--method", "sft"])
+    cfg = srl.parse_flags(srl.Config(), "x")
+    assert (cfg.sft_batch, cfg.epochs, cfg.learning_rate) == (64, 3, 5e-6)
+    monkeypatch.setattr("sys.argv", ["x", "--recipe", "paper"])
+    cfg = srl.parse_flags(rlvr.Config(), "x", {"srl": rlvr.PAPER})
+    assert (cfg.prompts_per_batch, cfg.learning_rate, cfg.mode) == (128, 5e-7, "single")
