@@ -263,6 +263,7 @@ def main():
     parser.add_argument("--prompt_file", help="a text in place of our prompt, as in 02 and 03")
     parser.add_argument("--max_new_tokens", type=int, default=srl.Config.max_new_tokens)
     parser.add_argument("--max_turns", type=int, default=10, help="steps of an attempt in stepwise mode; the longest expert solution of the benchmarks takes 8")
+    parser.add_argument("--dtype", choices=srl.CHOICES["dtype"], default=srl.Config.dtype)
     parser.add_argument("--max_rows", type=int, default=srl.Config.max_rows)
     parser.add_argument("--limit", type=int, help="only the first so many problems of a benchmark")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
@@ -284,6 +285,8 @@ def main():
         raise segmentation.InputError(f"--benchmarks {' '.join(args.benchmarks)}: names must differ, the results stand under them")
     models = dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found())
     settings = {name: getattr(args, name) for name in ("k", "temperature", "mode", "max_new_tokens", "max_turns", "limit", "seed")}
+    if args.dtype != srl.Config.dtype:
+        settings["dtype"] = args.dtype
     if args.prompt_file:
         settings["prompt"] = srl.with_prompt_file(rlvr.MODES[args.mode][0], args.prompt_file).keywords   # its words, not its name
     bar = tqdm(total=len(models) * len(benchmarks), unit="benchmark", desc="evaluating", dynamic_ncols=True)
@@ -293,7 +296,7 @@ def main():
 
         def policy_of(folder=folder, loaded=loaded):
             if not loaded:
-                loaded.append(srl.load_policy(folder, srl.Config.device))
+                loaded.append(srl.load_policy(folder, srl.Config.device, args.dtype))
             return loaded[0]
 
         result = {"model": name, "train_seed": args.train_seed, "decoding": settings, "made_by": provenance(), "benchmarks": {}}
