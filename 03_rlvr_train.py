@@ -32,10 +32,10 @@ class Config(srl.Config):
     mode: str = "stepwise"              # stepwise: one step per completion | single: the whole solution in one completion (the paper's)
     model: str = str(srl.HERE / "runs/srl/model")
     out: str = str(srl.HERE / "runs/srl_rlvr")
-    prompts_per_batch: int = 12         # (paper: 128)
+    prompts_per_batch: int = 4          # (paper: 128) small batches: as for SRL, more updates for the same rollouts
     learning_rate: float = 1e-4         # (paper: 5e-7 for 7B)
     rollouts: int = 36_000              # completions; a stepwise episode takes about six
-    eval_every: int = 10                # updates between validations
+    eval_every: int = 30                # updates between validations
     val_samples: int = 4                # 60 problems are few: four samples each tell more than one greedy answer
 
 

@@ -30,7 +30,7 @@ TRAIN = {
     "srl_rlvr": ("03_rlvr_train.py",),
     "rlvr": ("03_rlvr_train.py", "--rollouts", "84000"),      # as many completions as SRL and RLVR together
     "sft_rlvr": ("03_rlvr_train.py", "--rollouts", "84000"),
-    "sft_outline": (*SFT, "outline", "--learning_rate", "1e-3"),
+    "sft_outline": (*SFT, "outline", "--learning_rate", "3e-3"),
     "sft_reasoning": (*SFT, "reasoning", "--learning_rate", "1e-3", "--epochs", "12", "--max_new_tokens", "400"),
     "sft_student": (*SFT, "student", "--learning_rate", "1e-3"),
     "rejection": ("miniature/rejection.py",),
