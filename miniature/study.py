@@ -4,7 +4,7 @@ Each job is one of the four scripts with the flags that its log shows; a job who
 be stopped and started at will.
 
 in:      the miniature
-out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, figure.png; models in runs/study
+out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, figure.png, the table in README.md; models in runs/study
 command: python miniature/study.py                       # 2 CPU cores, about 3 h
          python miniature/study.py --seeds 0 --methods base srl
          python miniature/study.py --tune                # the learning rates on the validation problems, about 1 h
@@ -140,6 +140,9 @@ def main():
         for future in [pool.submit(work) for _ in range(args.workers)]:
             future.result()
     subprocess.run([sys.executable, "04_eval.py", "--table", str(args.results)], cwd=ROOT, check=True)
+    readme = (ROOT / "README.md").read_text()
+    before, after = readme.split("<!-- table -->")[0], readme.split("<!-- /table -->")[1]
+    (ROOT / "README.md").write_text(f"{before}<!-- table -->\n{(args.results / 'table.md').read_text()}<!-- /table -->{after}")
 
 
 if __name__ == "__main__":

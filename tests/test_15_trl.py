@@ -18,8 +18,8 @@ def test_one_grpo_trainer_step_with_our_examples_and_our_reward(srl, segment, ti
 
     tiny.set_attn_implementation("eager")
     trainer = trl.GRPOTrainer(model=tiny, processing_class=tokenizer, train_dataset=dataset, reward_funcs=reward, args=trl.GRPOConfig(
-        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=8, num_generations=8, max_completion_length=12, report_to="none", use_cpu=True, beta=0.0,
-        bf16=False, gradient_checkpointing=False, save_strategy="no"))
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=8, num_generations=8, max_completion_length=12, report_to="none", use_cpu=True,
+        beta=0.0, bf16=False, gradient_checkpointing=False, save_strategy="no"))
     trainer.train()
     assert len(seen) == 8 and all(-1 <= r <= 1 for r in seen)
     assert srl.srl_reward(f"<think>x</think>\n{examples[0]['action']}", {"action": dataset[0]["action"]}) == 1.0
