@@ -55,3 +55,8 @@ def test_a_paired_difference_is_seen_more_sharply_than_two_means(evaluate):
     assert mean == pytest.approx(10) and 0 < low < 10 < high
     assert evaluate.bootstrap_interval([c / 8 for c in more])[0] < evaluate.bootstrap_interval([c / 8 for c in half])[1]
     assert evaluate.paired_difference([results(more, 0)], [results(half, 5)], "hard")[0] == pytest.approx(10)      # no common seed: the first of each
+
+
+def test_the_papers_averages_follow_from_its_columns_but_for_srl(evaluate):
+    differing = [line.split("|")[1].strip() for line in evaluate.paper_table() if "differs" in line]
+    assert differing == ["SRL"] and "| 27.6 | 26.9 **(differs)** |" in "\n".join(evaluate.paper_table())
