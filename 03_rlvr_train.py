@@ -35,8 +35,8 @@ class Config(srl.Config):
     prompts_per_batch: int = 4          # (paper: 128) small batches: as for SRL, more updates for the same rollouts
     learning_rate: float = 1e-4         # (paper: 5e-7 for 7B)
     rollouts: int = 36_000              # completions; a stepwise episode takes about six
-    eval_every: int = 30                # updates between validations
-    val_samples: int = 4                # 60 problems are few: four samples each tell more than one greedy answer
+    eval_every: int = 45                # updates between validations: few, so that chance does not choose the checkpoint
+    val_samples: int = 8                # 60 problems are few: eight samples each tell more than one greedy answer
 
 
 # --recipe paper: as in 02, what the paper gives for RLVR and our choice for the rest

@@ -219,9 +219,11 @@ def make_table(found):
             lines.append(f"| {label(a)} minus {label(b)} | {' | '.join(cells)} |")
     if set(benchmarks) & set(HUB):
         lines += ["", *paper_table()]
-    n = rows[next(iter(rows))][benchmarks[0]]["n"]
+    row = rows[next(iter(rows))]
+    sizes = {row[b]["n"] for b in benchmarks}
+    problems = f"{sizes.pop()} problems a benchmark" if len(sizes) == 1 else "Problems: " + ", ".join(f"{row[b]['n']} in {b}" for b in benchmarks)
     over = "problems and training seeds" if max(map(len, found.values())) > 1 else "problems"
-    lines += ["", f"{n} problems a benchmark. Intervals: 95 % bootstrap over {over}. Average: the mean of the columns."]
+    lines += ["", f"{problems}. Intervals: 95 % bootstrap over {over}. Average: the mean of the columns."]
     return "\n".join(lines), rows, benchmarks, k
 
 

@@ -31,7 +31,7 @@ TRAIN = {
     "rlvr": ("03_rlvr_train.py", "--rollouts", "84000"),      # as many completions as SRL and RLVR together
     "sft_rlvr": ("03_rlvr_train.py", "--rollouts", "84000"),
     "sft_outline": (*SFT, "outline", "--learning_rate", "3e-3"),
-    "sft_reasoning": (*SFT, "reasoning", "--learning_rate", "1e-3", "--max_new_tokens", "400"),
+    "sft_reasoning": (*SFT, "reasoning", "--learning_rate", "3e-3", "--max_new_tokens", "400"),
     "sft_student": (*SFT, "student", "--learning_rate", "1e-3"),
     "rejection": ("miniature/rejection.py",),
     "srl_long": ("02_srl_train.py", "--rollouts", "84000"),
