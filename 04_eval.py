@@ -227,8 +227,14 @@ def make_table(found):
     return "\n".join(lines), rows, benchmarks, k
 
 
+def seed_counts(found):
+    """'1 training seed', '5 training seeds', '1 to 2 training seeds'; the base model has none and does not count."""
+    counts = sorted({len(results) for name, results in found.items() if name != "base"} or {1})
+    return f"{' to '.join(map(str, sorted({counts[0], counts[-1]})))} training seed{'s' if counts[-1] > 1 else ''}"
+
+
 def make_figure(rows, benchmarks, k, seeds, path):
-    """avg@k with intervals, one panel a benchmark."""
+    """avg@k with intervals, one panel a benchmark. seeds: what the title says of them, see seed_counts."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -246,7 +252,7 @@ def make_figure(rows, benchmarks, k, seeds, path):
         ax.set_xlabel(f"avg@{k}, % solved")
     axes[0][0].set_yticks(range(len(names)), [METHODS.get(name, (name,))[0] for name in names])
     title = "Step rewards teach what outcome rewards cannot start" if {"srl", "rlvr"} <= set(rows) else "Problems solved"
-    figure.suptitle(f"{title}  (miniature; {seeds} training seed{'s' if seeds > 1 else ''}, 95 % intervals)" if "short" in benchmarks else title, fontsize=13)
+    figure.suptitle(f"{title}  (miniature; {seeds}, 95 % intervals)" if "short" in benchmarks else title, fontsize=13)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -258,7 +264,7 @@ def show(folder):
     table, rows, benchmarks, k = make_table(found)
     print(f"\n{table}\n")
     segmentation.write_text(Path(folder) / "table.md", table + "\n")
-    make_figure(rows, benchmarks, k, max(map(len, found.values())), Path(folder) / "figure.png")
+    make_figure(rows, benchmarks, k, seed_counts(found), Path(folder) / "figure.png")
     print(f"table:  {Path(folder) / 'table.md'}\nfigure: {Path(folder) / 'figure.png'}")
 
 
