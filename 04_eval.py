@@ -236,11 +236,11 @@ def seed_counts(found):
 def make_figure(rows, benchmarks, k, seeds, path):
     """avg@k with intervals, one panel a benchmark. seeds: what the title says of them, see seed_counts."""
     import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # needs no screen, and leaves a notebook's backend alone
 
-    plt.rcParams.update(STYLE)
-    figure, axes = plt.subplots(1, len(benchmarks), figsize=(3.1 * len(benchmarks) + 2.2, 0.42 * len(rows) + 1.7), sharey=True, squeeze=False)
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(figsize=(3.1 * len(benchmarks) + 2.2, 0.42 * len(rows) + 1.7))
+    axes = figure.subplots(1, len(benchmarks), sharey=True, squeeze=False)
     names = list(rows)[::-1]
     for ax, b in zip(axes[0], benchmarks, strict=True):
         for y, name in enumerate(names):
@@ -256,7 +256,6 @@ def make_figure(rows, benchmarks, k, seeds, path):
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def show(folder):
