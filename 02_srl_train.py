@@ -19,7 +19,7 @@ Differences from the paper, which leaves eps, clipping, lengths and the optimize
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a causal language model with its tokenizer
 out:     runs/srl/ (the best checkpoint by validation, a model folder), runs/srl/log.jsonl
 command: python 02_srl_train.py                                        # 2 CPU cores, about 7 min
-         python 02_srl_train.py --method sft --sft_target outline      # the baseline, about 1 min
+         python 02_srl_train.py --method sft --sft_target outline      # the baseline, about 4 min
 """
 import argparse
 import json

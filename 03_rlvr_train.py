@@ -8,7 +8,7 @@ Differences from the paper: it prints neither prompt nor reward values of RLVR; 
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py; their problems and answers) and a model, runs/srl/model by default (02_srl_train.py)
 out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it
-command: python 03_rlvr_train.py                                                     # 2 CPU cores, about 5 min
+command: python 03_rlvr_train.py                                                     # 2 CPU cores, about 7 min
          python 03_rlvr_train.py --model miniature/base --out runs/rlvr              # RLVR alone
 """
 import inspect
