@@ -22,6 +22,7 @@ command: python 02_srl_train.py                                        # 2 CPU c
          python 02_srl_train.py --method sft --sft_target outline      # the baseline, about 4 min
 """
 import argparse
+import itertools
 import json
 import math
 import os
@@ -41,6 +42,7 @@ import torch
 from jinja2.exceptions import TemplateError
 from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
@@ -69,7 +71,7 @@ class Config:
     max_turns: int = 8                  # completions of an episode that solves step by step
     autojunk: bool = False              # difflib's default is True, and scores near copies of 200 characters and more as low as 0.02
     eps: float = 0.01                   # a group is kept where the std of its rewards is greater; the paper names it and gives no value
-    max_tries: int = 3                  # rounds of sampling to fill a batch; then the update goes on with fewer groups
+    max_tries: int = 3                  # at most so many times the batch is sampled to fill it; then the update goes on with fewer groups
     # optimization
     learning_rate: float = 3e-4         # Adam (paper: 5e-7 for 7B)
     decay: float = 0.4                  # share of the run, at its end, in which the learning rate falls linearly to 0; 0: constant (the paper's)
@@ -84,7 +86,7 @@ class Config:
     epochs: int = 6                     # (paper: 3) the best by validation is kept
     sft_batch: int = 64                 # (paper: 64)
     # hardware
-    max_rows: int = 384                 # completions decoded side by side
+    max_rows: int = 384                 # completions decoded side by side; waiting prompts take the places of finished ones
     update_tokens: int = 12_000         # tokens in one forward and backward pass, a group's prompt counted once
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     dtype: str = "float32"              # of the weights that compute; below float32 the optimizer keeps float32 copies
@@ -203,11 +205,47 @@ def srl_reward(completion, example, autojunk=False):
 
 
 # 3. Model
-def grouped_query_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """Attention in plain matrix products, for the CPU: keys and values are not repeated for the query heads that share them.
+def attention_part(scores, values):
+    """Softmax over a part of the positions, before the division: (weighted sum of values | sum of weights | greatest score) on the last axis."""
+    greatest = scores.amax(-1, keepdim=True).float()
+    weights = (scores - greatest).exp_()
+    return torch.cat([(weights.to(values.dtype) @ values).float(), weights.sum(-1, keepdim=True), greatest], -1)
+
+
+def shared_prompt_attention(query, key, value, scaling, cache, layer):
+    """One decode step: every row looks at its prompt, stored once for its group, and at its own tokens; the two parts of one softmax are put together.
+
+    The rows stand in a grid with a line for each prompt, so that a prompt meets all its rows in one matrix product.
+    query (B, H, 1, D), key and value (B, H_kv, t, D) -> (B, 1, H, D).
+    """
+    B, H, _, D = query.shape
+    H_kv, R = key.shape[1], H // key.shape[1]
+    prompt_keys, prompt_values = cache.prompts[layer]                                             # (P, H_kv, D, T), (P, H_kv, T, D)
+    P, W = len(prompt_keys), cache.width
+    query = (query * (scaling or D**-0.5)).view(B, H_kv, R, D)
+    grid = query.new_zeros(P * W, H_kv, R, D)
+    grid[cache.place] = query
+    grid = grid.view(P, W, H_kv, R, D).transpose(1, 2).reshape(P, H_kv, W * R, D)
+    at_prompt = attention_part(grid @ prompt_keys + cache.hide_padding, prompt_values)
+    at_prompt = at_prompt.view(P, H_kv, W, R, D + 2).transpose(1, 2).reshape(P * W, H_kv, R, D + 2)[cache.place]
+    scores = query @ key.transpose(2, 3)
+    at_own = attention_part(scores if cache.hide_future is None else scores + cache.hide_future, value)
+    parts = torch.stack([at_prompt, at_own])                                                      # (2, B, H_kv, R, D + 2)
+    parts = (parts[..., :-1] * (parts[..., -1:] - parts[..., -1:].amax(0)).exp()).sum(0)
+    return (parts[..., :-1] / parts[..., -1:]).to(value.dtype).view(B, 1, H, D)
+
+
+def grouped_query_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, shared_prompts=None, **kwargs):
+    """Attention for every case: decode steps with shared prompts, short texts on a CPU in plain matrix products, the rest by torch's own kernels.
 
     query (B, H, L, D), key and value (B, H_kv, T, D), attention_mask bool (B, 1, L, T), True where a query may look -> (B, L, H, D).
+    shared_prompts: the SharedPromptCache of a decode step. The plain products do not repeat keys and values for the query heads that share them; below
+    about 100 x 100 positions that is a third faster than torch's kernel, at 900 x 900 three times slower.
     """
+    if shared_prompts is not None:
+        return shared_prompt_attention(query, key, value, scaling, shared_prompts, module.layer_idx), None
+    if query.is_cuda or query.shape[2] * key.shape[2] > 100 * 100:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     B, H, L, D = query.shape
     H_kv, T = key.shape[1], key.shape[2]
     scores = (query * (scaling or D**-0.5)).reshape(B, H_kv, H // H_kv * L, D) @ key.transpose(2, 3)
@@ -228,7 +266,7 @@ def load_policy(name, device="cpu", dtype="float32"):
         raise segmentation.InputError(f"{name}: no such model folder; train it first, or give a folder or a hub name with --model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        policy = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation="grouped_query" if device == "cpu" else "sdpa")
+        policy = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation="grouped_query")
     except (OSError, ValueError) as error:
         raise segmentation.InputError(f"{name}: not a model with a tokenizer ({str(error).splitlines()[0]})") from None
     return policy.to(device).eval(), tokenizer
@@ -336,98 +374,138 @@ class Rollout:
     finished: list
 
 
-class PreallocatedCache:
-    """Keys and values (rows, H_kv, T, D) of every layer in buffers of full length: a decode step writes one column and copies nothing."""
+def pad_left(t, axis, length):
+    return torch.nn.functional.pad(t, [0, 0] * (t.dim() - 1 - axis) + [length - t.shape[axis], 0])
 
-    def __init__(self, room):
-        self.room, self.used, self.layers = room, 0, []
+
+class SharedPromptCache:
+    """Keys and values of B rows in groups that share a prompt. A decode step writes one column and copies nothing.
+
+        prompts[layer]   keys (P, H_kv, D, T), values (P, H_kv, T, D)     each prompt once, padded on the left to T
+        own[layer]       keys and values (B, H_kv, room, D)               what row b wrote, in columns 0 .. length[b] - 1
+        group (B,)       the prompt of each row, ascending
+        place (B,)       its place in a grid of P lines, `width` rows each (shared_prompt_attention)
+    """
+
+    def __init__(self, policy, room):
+        self.policy, self.room, self.prompts, self.own, self.reading = policy, room, {}, {}, None
+        self.seen = torch.zeros(0, 0, dtype=torch.bool, device=policy.device)                     # (P, T), False at padding
+        self.group = self.length = torch.zeros(0, dtype=torch.long, device=policy.device)
 
     def update(self, key, value, layer, *args, **kwargs):
-        L = key.shape[2]
-        if layer == len(self.layers):
-            self.layers.append([t.new_empty(*t.shape[:2], self.room, t.shape[3]) for t in (key, value)])
-        for buffer, new in zip(self.layers[layer], (key, value), strict=True):
-            buffer[:, :, self.used:self.used + L] = new
-        return tuple(buffer[:, :, :self.used + L] for buffer in self.layers[layer])
-
-    def select(self, rows):
-        """Keep (or repeat) rows."""
-        for layer in self.layers:
-            for i, buffer in enumerate(layer):
-                new = buffer.new_empty(len(rows), *buffer.shape[1:])
-                new[:, :, :self.used] = buffer[:, :, :self.used][rows]
-                layer[i] = new
+        """Called by every layer with its new keys and values; returns those to look at."""
+        if self.reading is not None:
+            self.reading[layer] = key, value
+            return key, value
+        for buffer, new in zip(self.own[layer], (key, value), strict=True):
+            buffer[self.row, :, self.length] = new[:, :, 0]
+        return tuple(buffer[:, :, :self.used] for buffer in self.own[layer])
 
     def get_seq_length(self, layer=0):
-        return self.used
+        return 0
+
+    def admit(self, prompts, sizes):
+        """Read prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the hidden state of each new row (b, D)."""
+        ids, real, mask, positions = left_pad(prompts, self.policy.device)
+        self.reading = {}
+        hidden = self.policy.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self, use_cache=True).last_hidden_state
+        group = torch.repeat_interleave(torch.arange(len(prompts), device=ids.device), torch.tensor(sizes, device=ids.device))
+        T = max(real.shape[1], self.seen.shape[1])
+        for layer, (key, value) in self.reading.items():
+            new, own = (key.transpose(2, 3), value), [t.new_zeros(len(group), t.shape[1], self.room, t.shape[3]) for t in (key, value)]
+            old, old_own = self.prompts.get(layer, [t[:0] for t in new]), self.own.get(layer, [t[:0] for t in own])
+            self.prompts[layer] = [torch.cat([pad_left(t, axis, T) for t in pair]).contiguous() for axis, *pair in zip((3, 2), old, new, strict=True)]
+            self.own[layer] = [torch.cat(pair) for pair in zip(old_own, own, strict=True)]
+        self.reading, P = None, len(self.seen)
+        self.seen = torch.cat([pad_left(self.seen, 1, T), pad_left(real, 1, T)])
+        self.group, self.length = torch.cat([self.group, P + group]), torch.cat([self.length, torch.zeros_like(group)])
+        self.arrange()
+        return hidden[group, -1]
+
+    def keep(self, rows):
+        """Only these rows stay, and the prompts that they need."""
+        used = int(self.length.max())
+        for layer in self.own.values():
+            for i, buffer in enumerate(layer):
+                layer[i] = buffer.new_zeros(len(rows), *buffer.shape[1:])
+                layer[i][:, :, :used] = buffer[:, :, :used][rows]
+        needed, self.group = self.group[rows].unique(return_inverse=True)
+        if len(needed) < len(self.seen):
+            self.prompts, self.seen = {layer: [t[needed] for t in pair] for layer, pair in self.prompts.items()}, self.seen[needed]
+        if not len(needed):
+            self.seen = self.seen[:0, :0]
+        self.length = self.length[rows]
+        self.arrange()
+
+    def arrange(self):
+        """Give each row its place beside the others of its group."""
+        self.row = torch.arange(len(self.group), device=self.group.device)
+        counts = torch.bincount(self.group, minlength=len(self.seen))
+        self.width = int(counts.max()) if len(counts) else 0
+        self.place = self.group * self.width + self.row - (counts.cumsum(0) - counts)[self.group]
+        self.hide_padding = torch.zeros(self.seen.shape, dtype=self.policy.dtype, device=self.seen.device)
+        self.hide_padding = self.hide_padding.masked_fill(~self.seen, torch.finfo(self.policy.dtype).min)[:, None, None]
+        self.begins = self.seen.sum(1)[self.group]                                                # (B,) the position of a row's first own token
+
+    def step(self, token):
+        """Decode token (B,). Returns the hidden states (B, D)."""
+        first, last = int(self.length.min()), int(self.length.max())
+        self.used, self.hide_future = last + 1, None
+        if first < last:                                                                          # rows that came later have written less
+            future = torch.arange(self.used, device=token.device) > self.length[:, None]
+            self.hide_future = torch.zeros(future.shape, device=token.device).masked_fill(future, float("-inf"))[:, None, None]
+        visible = torch.ones(len(token), 1, 1, self.used, dtype=torch.bool, device=token.device)
+        hidden = self.policy.base_model(input_ids=token[:, None], attention_mask=visible, position_ids=(self.begins + self.length)[:, None],
+                                        past_key_values=self, use_cache=True, shared_prompts=self).last_hidden_state[:, -1]
+        self.length = self.length + 1
+        return hidden
 
 
 @torch.no_grad()
-def generate_chunk(policy, prompts, rows_per_prompt, eos, temperature, max_new_tokens):
-    """Sample rows_per_prompt[i] completions of prompts[i]: each prompt is computed once, its keys and values repeated for its rows.
+def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384):
+    """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns a Rollout of P*G in order.
 
-    temperature 0 is greedy. Returns (completions' ids with EOS, log-probabilities), in the order of the prompts.
+    At most max_rows rows are decoded side by side. When a fifth of them is finished they leave and waiting prompts take their places. temperature 0 is greedy.
     """
-    device = policy.device
-    ids, real, mask, positions = left_pad(prompts, device)
-    P, T = ids.shape
-    cache = PreallocatedCache(T + max_new_tokens)
-    hidden = policy.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-    cache.used = T
-    rows = torch.repeat_interleave(torch.arange(P, device=device), torch.tensor(rows_per_prompt, device=device))
-    cache.select(rows)
-    hidden, lengths = hidden[rows], positions[rows, -1] + 1
-    B = len(rows)
-    visible = torch.cat([real[rows], torch.ones(B, max_new_tokens, dtype=torch.bool, device=device)], 1)     # (B, room)
+    sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
+    first = [0, *itertools.accumulate(sizes)]                                                    # where the completions of a prompt begin
+    B, device, head, eos = first[-1], policy.device, policy.get_output_embeddings(), torch.tensor(eos_ids(policy, tokenizer), device=policy.device)
+    was_training = policy.training
+    policy.eval()
     tokens, logprobs = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device), torch.zeros(B, max_new_tokens, device=device)
     ends = torch.full((B,), max_new_tokens, device=device)
-    row, eos = torch.arange(B, device=device), torch.tensor(eos, device=device)                  # row: which completion each row of the cache is
-    head = policy.get_output_embeddings()
-    for t in range(max_new_tokens):
+    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
+    cache, row, hidden = SharedPromptCache(policy, max_new_tokens), torch.zeros(0, dtype=torch.long, device=device), None
+    while waiting or len(row):
+        if waiting and len(row) <= 0.8 * max_rows:
+            chosen, room = [waiting.pop()], max_rows - len(row)
+            while waiting and sum(sizes[i] for i in chosen) + sizes[waiting[-1]] <= room:
+                chosen.append(waiting.pop())
+            new = cache.admit([prompts[i] for i in chosen], [sizes[i] for i in chosen])
+            hidden = torch.cat([hidden, new]) if len(row) else new
+            row = torch.cat([row, *(torch.arange(first[i], first[i + 1], device=device) for i in chosen)])
         scores = head(hidden).float() / (temperature or 1.0)
         distribution = scores.log_softmax(-1)                                                    # (rows, V)
         if temperature:  # the inverse of the cumulative distribution at a uniform number is a draw from it
             token = (distribution.exp().cumsum(-1) < torch.rand(len(row), 1, device=device)).sum(-1).clamp(max=distribution.shape[-1] - 1)
         else:
             token = distribution.argmax(-1)
-        tokens[row, t], logprobs[row, t] = token, distribution.gather(-1, token[:, None])[:, 0]
+        tokens[row, cache.length], logprobs[row, cache.length] = token, distribution.gather(-1, token[:, None])[:, 0]
         ended = torch.isin(token, eos)
-        ends[row[ended]] = ends[row[ended]].clamp(max=t + 1)
-        alive = (ends[row] > t + 1).nonzero()[:, 0]
-        if len(alive) == 0 or t + 1 == max_new_tokens:
-            break
-        if len(alive) < 0.8 * len(row):                                                          # finished rows leave, not one by one: it costs a copy
-            row, token, lengths, visible = row[alive], token[alive], lengths[alive], visible[alive]
-            cache.select(alive)
-        hidden = policy.base_model(input_ids=token[:, None], attention_mask=visible[:, None, None, :T + t + 1], position_ids=(lengths + t)[:, None],
-                                   past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-        cache.used += 1
-    ends = ends.tolist()
-    return [row[:n] for row, n in zip(tokens.tolist(), ends, strict=True)], [row[:n] for row, n in zip(logprobs.tolist(), ends, strict=True)]
-
-
-def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=256):
-    """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns a Rollout of P*G in order."""
-    sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
-    eos = eos_ids(policy, tokenizer)
-    was_training = policy.training
-    policy.eval()
-    groups = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                           # chunks of like length: little padding
-    while order:
-        chunk = [order.pop()]
-        while order and sum(sizes[i] for i in chunk) + sizes[order[-1]] <= max_rows:
-            chunk.append(order.pop())
-        ids, logprobs = generate_chunk(policy, [prompts[i] for i in chunk], [sizes[i] for i in chunk], eos, temperature, max_new_tokens)
-        begin = 0
-        for i in chunk:
-            groups[i] = list(zip(ids[begin:begin + sizes[i]], logprobs[begin:begin + sizes[i]], strict=True))
-            begin += sizes[i]
+        ends[row[ended]] = ends[row[ended]].minimum(cache.length[ended] + 1)
+        alive = (ends[row] > cache.length + 1).nonzero()[:, 0]
+        # finished rows leave, not one by one: it costs a copy
+        if len(alive) < 0.8 * len(row) or int(cache.length.max()) + 1 == max_new_tokens:
+            row, token = row[alive], token[alive]
+            cache.keep(alive)
+        if len(row):
+            hidden = cache.step(token)
     policy.train(was_training)
-    flat = [pair for group in groups for pair in group]
-    finished = [ids[-1] in eos for ids, _ in flat]
-    texts = tokenizer.batch_decode([ids[:-1] if done else ids for (ids, _), done in zip(flat, finished, strict=True)], skip_special_tokens=True)
-    return Rollout([ids for ids, _ in flat], [lp for _, lp in flat], texts, finished)
+    ids, logprobs = [[values[:n] for values, n in zip(t.tolist(), ends.tolist(), strict=True)] for t in (tokens, logprobs)]
+    ended = set(eos.tolist())
+    finished = [completion[-1] in ended for completion in ids]
+    texts = tokenizer.batch_decode([completion[:-1] if done else completion for completion, done in zip(ids, finished, strict=True)], skip_special_tokens=True)
+    return Rollout(ids, logprobs, texts, finished)
 
 
 @dataclass
@@ -517,15 +595,17 @@ class Cursor:
         return out
 
 
-def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg):
-    """A batch of P informative groups: prompts are drawn until it is full, at most max_tries times.
+def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, share=1.0):
+    """A batch of at least P informative groups: prompts are drawn until it is full, at most max_tries times P of them.
 
+    share: the part of the groups that is expected to be informative. So many prompts are drawn at once that P groups should be left: few large rounds
+    sample far more tokens a second than many small ones. What a round brings beyond P is used as well.
     Returns (groups, stats): groups a list of (episodes, rewards (G,), advantages (G,)); stats over everything sampled, dropped groups included.
     """
-    groups, rewards, episodes_seen, seconds, tries, need = [], [], [], Counter(), 0, cfg.prompts_per_batch
-    while need > 0 and tries < cfg.max_tries:
-        # a refill draws twice what is missing, as about half of the groups are dropped; what is too much is dropped as well
-        drawn = cursor.take(need if not tries else min(cfg.prompts_per_batch, 2 * need))
+    groups, rewards, episodes_seen, seconds, P, sampled = [], [], [], Counter(), cfg.prompts_per_batch, 0
+    while len(groups) < P and sampled < cfg.max_tries * P:
+        drawn = cursor.take(min(math.ceil((P - len(groups)) / max(share, 1 / cfg.max_tries)), cfg.max_tries * P - sampled))
+        sampled += len(drawn)
         started = time.time()
         played = play(policy, tokenizer, drawn, cfg.group_size, make_prompt, extend, cfg)
         seconds["rollout"] += time.time() - started
@@ -536,17 +616,16 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg):
         groups += [(played[i], r[i], advantages[i]) for i in keep.nonzero()[:, 0].tolist()]
         rewards.append(r)
         episodes_seen += [e for group in played for e in group]
-        tries += 1
-        need = cfg.prompts_per_batch - len(groups)
+        share = len(groups) / sampled
     r = torch.cat(rewards)
     completions = [turn[1] for e in episodes_seen for turn in e.turns]
     stats = {
         "reward": r.mean().item(), "exact": (r >= 1).float().mean().item(), "bad_format": (r < 0).float().mean().item(),
-        "kept": len(groups), "sampled": len(r), "completions": len(completions), "tokens": sum(map(len, completions)) / len(completions),
+        "kept": len(groups), "sampled": sampled, "completions": len(completions), "tokens": sum(map(len, completions)) / len(completions),
         "truncated": sum(not e.finished for e in episodes_seen) / len(episodes_seen),
         "seconds_rollout": seconds["rollout"], "seconds_reward": seconds["reward"], "tokens_per_second": sum(map(len, completions)) / seconds["rollout"],
     }
-    return groups[:cfg.prompts_per_batch], stats
+    return groups, stats
 
 
 # 8. Update
@@ -758,7 +837,9 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
     while done < cfg.rollouts:
         for part in optimizer.param_groups:
             part["lr"] = cfg.learning_rate * min(1.0, (cfg.rollouts - done) / max(cfg.decay * cfg.rollouts, 1))
-        groups, stats = collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg)
+        recent = [line for line in log[-8:] if "kept" in line]
+        share = sum(line["kept"] for line in recent) / max(sum(line["sampled"] for line in recent), 1) if recent else 1.0
+        groups, stats = collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, share)
         done += stats["completions"]
         started = time.time()
         if groups:

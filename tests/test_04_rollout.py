@@ -83,10 +83,21 @@ def test_sampling_frequencies_agree_with_the_model(srl, tiny, tokenizer):
     assert df > 20 and chi2 < df + 5 * (2 * df) ** 0.5   # five standard deviations of the chi-square distribution
 
 
-def test_chunks_do_not_change_greedy_completions(srl, tiny, tokenizer):
-    whole = srl.generate(tiny, tokenizer, PROMPTS, [1, 2, 1, 3], temperature=0, max_new_tokens=12)
-    parts = srl.generate(tiny, tokenizer, PROMPTS, [1, 2, 1, 3], temperature=0, max_new_tokens=12, max_rows=2)
-    assert whole.completions == parts.completions and len(whole.completions) == 7
+@pytest.mark.parametrize("max_rows", [1, 5, 8, 100])
+def test_waiting_prompts_take_the_places_of_finished_rows_and_change_nothing(srl, tiny, tokenizer, max_rows):
+    """Rows that began at different times stand side by side: tokens and log-probabilities are those of each row alone."""
+    torch.manual_seed(0)
+    prompts = [torch.randint(5, len(tokenizer), (n,)).tolist() for n in (3, 11, 7, 1, 7, 5, 2, 9)]
+    tiny.generation_config.eos_token_id = list(range(0, len(tokenizer), 6))                      # completions of about six tokens, so that rows finish at all times
+    sizes = [2, 3, 1, 4, 2, 2, 1, 3]
+    rollout = srl.generate(tiny, tokenizer, prompts, sizes, max_new_tokens=20, max_rows=max_rows)
+    owners = [prompt for prompt, size in zip(prompts, sizes, strict=True) for _ in range(size)]
+    assert len({len(completion) for completion in rollout.completions}) > 4
+    for prompt, completion, logprobs in zip(owners, rollout.completions, rollout.logprobs, strict=True):
+        torch.testing.assert_close(torch.tensor(logprobs), plain_logprobs(tiny, prompt, completion), atol=1e-5, rtol=0)
+    greedy = srl.generate(tiny, tokenizer, prompts, sizes, temperature=0, max_new_tokens=20, max_rows=max_rows).completions
+    for prompt, completion in zip(owners, greedy, strict=True):
+        assert completion == tiny.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt):].tolist()
 
 
 def test_an_episode_goes_on_until_extend_returns_none(srl, tiny, tokenizer, example):
