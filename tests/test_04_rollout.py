@@ -88,7 +88,7 @@ def test_waiting_prompts_take_the_places_of_finished_rows_and_change_nothing(srl
     """Rows that began at different times stand side by side: tokens and log-probabilities are those of each row alone."""
     torch.manual_seed(0)
     prompts = [torch.randint(5, len(tokenizer), (n,)).tolist() for n in (3, 11, 7, 1, 7, 5, 2, 9)]
-    tiny.generation_config.eos_token_id = list(range(0, len(tokenizer), 6))                      # completions of about six tokens, so that rows finish at all times
+    tiny.generation_config.eos_token_id = list(range(0, len(tokenizer), 6))                      # about six tokens each: rows finish at all times
     sizes = [2, 3, 1, 4, 2, 2, 1, 3]
     rollout = srl.generate(tiny, tokenizer, prompts, sizes, max_new_tokens=20, max_rows=max_rows)
     owners = [prompt for prompt, size in zip(prompts, sizes, strict=True) for _ in range(size)]
