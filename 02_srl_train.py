@@ -206,10 +206,10 @@ def srl_reward(completion, example, autojunk=False):
 
 # 3. Model
 def attention_part(scores, values):
-    """Softmax over a part of the positions, before the division: (weighted sum of values | sum of weights | greatest score) on the last axis."""
-    greatest = scores.amax(-1, keepdim=True).float()
-    weights = (scores - greatest).exp_()
-    return torch.cat([(weights.to(values.dtype) @ values).float(), weights.sum(-1, keepdim=True), greatest], -1)
+    """Attention to a part of the positions: (its output | logarithm of the sum of its exponentials) on the last axis, so that parts can be put together."""
+    weights = scores.softmax(-1, dtype=torch.float32)
+    total = scores.amax(-1, keepdim=True).float() - weights.amax(-1, keepdim=True).log()          # the greatest weight is exp(greatest score) / sum
+    return torch.cat([(weights.to(values.dtype) @ values).float(), total], -1)
 
 
 def shared_prompt_attention(query, key, value, scaling, cache, layer):
@@ -227,12 +227,11 @@ def shared_prompt_attention(query, key, value, scaling, cache, layer):
     grid[cache.place] = query
     grid = grid.view(P, W, H_kv, R, D).transpose(1, 2).reshape(P, H_kv, W * R, D)
     at_prompt = attention_part(grid @ prompt_keys + cache.hide_padding, prompt_values)
-    at_prompt = at_prompt.view(P, H_kv, W, R, D + 2).transpose(1, 2).reshape(P * W, H_kv, R, D + 2)[cache.place]
+    at_prompt = at_prompt.view(P, H_kv, W, R, D + 1).transpose(1, 2).reshape(P * W, H_kv, R, D + 1)[cache.place]
     scores = query @ key.transpose(2, 3)
     at_own = attention_part(scores if cache.hide_future is None else scores + cache.hide_future, value)
-    parts = torch.stack([at_prompt, at_own])                                                      # (2, B, H_kv, R, D + 2)
-    parts = (parts[..., :-1] * (parts[..., -1:] - parts[..., -1:].amax(0)).exp()).sum(0)
-    return (parts[..., :-1] / parts[..., -1:]).to(value.dtype).view(B, 1, H, D)
+    own_share = (at_own[..., -1:] - at_prompt[..., -1:]).sigmoid()
+    return at_prompt[..., :-1].lerp(at_own[..., :-1], own_share).to(value.dtype).view(B, 1, H, D)
 
 
 def grouped_query_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, shared_prompts=None, **kwargs):
@@ -379,16 +378,16 @@ def pad_left(t, axis, length):
 
 
 class SharedPromptCache:
-    """Keys and values of B rows in groups that share a prompt. A decode step writes one column and copies nothing.
+    """Keys and values of B rows in groups that share a prompt. A decode step writes one column and copies (nearly) nothing.
 
         prompts[layer]   keys (P, H_kv, D, T), values (P, H_kv, T, D)     each prompt once, padded on the left to T
-        own[layer]       keys and values (B, H_kv, room, D)               what row b wrote, in columns 0 .. length[b] - 1
+        own[layer]       keys and values (B, H_kv, room, D)               what row b wrote, in columns 0 .. length[b] - 1; room grows by 32
         group (B,)       the prompt of each row, ascending
         place (B,)       its place in a grid of P lines, `width` rows each (shared_prompt_attention)
     """
 
-    def __init__(self, policy, room):
-        self.policy, self.room, self.prompts, self.own, self.reading = policy, room, {}, {}, None
+    def __init__(self, policy):
+        self.policy, self.room, self.prompts, self.own, self.reading = policy, 0, {}, {}, None
         self.seen = torch.zeros(0, 0, dtype=torch.bool, device=policy.device)                     # (P, T), False at padding
         self.group = self.length = torch.zeros(0, dtype=torch.long, device=policy.device)
 
@@ -398,7 +397,10 @@ class SharedPromptCache:
             self.reading[layer] = key, value
             return key, value
         for buffer, new in zip(self.own[layer], (key, value), strict=True):
-            buffer[self.row, :, self.length] = new[:, :, 0]
+            if self.hide_future is None:
+                buffer[:, :, self.used - 1] = new[:, :, 0]
+            else:
+                buffer[self.row, :, self.length] = new[:, :, 0]
         return tuple(buffer[:, :, :self.used] for buffer in self.own[layer])
 
     def get_seq_length(self, layer=0):
@@ -424,11 +426,7 @@ class SharedPromptCache:
 
     def keep(self, rows):
         """Only these rows stay, and the prompts that they need."""
-        used = int(self.length.max())
-        for layer in self.own.values():
-            for i, buffer in enumerate(layer):
-                layer[i] = buffer.new_zeros(len(rows), *buffer.shape[1:])
-                layer[i][:, :, :used] = buffer[:, :, :used][rows]
+        self.own = {layer: [t[rows] for t in pair] for layer, pair in self.own.items()}
         needed, self.group = self.group[rows].unique(return_inverse=True)
         if len(needed) < len(self.seen):
             self.prompts, self.seen = {layer: [t[needed] for t in pair] for layer, pair in self.prompts.items()}, self.seen[needed]
@@ -451,6 +449,9 @@ class SharedPromptCache:
         """Decode token (B,). Returns the hidden states (B, D)."""
         first, last = int(self.length.min()), int(self.length.max())
         self.used, self.hide_future = last + 1, None
+        if self.used > self.room:
+            self.room += 32
+            self.own = {layer: [torch.nn.functional.pad(t, [0, 0, 0, 32]) for t in pair] for layer, pair in self.own.items()}
         if first < last:                                                                          # rows that came later have written less
             future = torch.arange(self.used, device=token.device) > self.length[:, None]
             self.hide_future = torch.zeros(future.shape, device=token.device).masked_fill(future, float("-inf"))[:, None, None]
@@ -475,7 +476,7 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     tokens, logprobs = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device), torch.zeros(B, max_new_tokens, device=device)
     ends = torch.full((B,), max_new_tokens, device=device)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
-    cache, row, hidden = SharedPromptCache(policy, max_new_tokens), torch.zeros(0, dtype=torch.long, device=device), None
+    cache, row, hidden = SharedPromptCache(policy), torch.zeros(0, dtype=torch.long, device=device), None
     while waiting or len(row):
         if waiting and len(row) <= 0.8 * max_rows:
             chosen, room = [waiting.pop()], max_rows - len(row)

@@ -1,0 +1,236 @@
+"""Speed and memory, each against an alternative in the same run. By hand: python tests/bench_speed.py step rollout update memory reward growth
+
+step      a whole SRL step against TRL's GRPOTrainer (needs trl): same model, prompts, G, longest completion, reward, Adam; no dynamic sampling in either
+rollout   tokens a second against transformers' generate(num_return_sequences=8), on the miniature
+update    each prompt computed once against each completion as a sequence of its own, random model of 20 M parameters, three shapes
+memory    peak memory of the update at a vocabulary of 151,936 against a plain forward with all logits
+reward    similarities a second on real steps (../shared) or the miniature's, against difflib alone and a vectorised matcher
+growth    seconds of a rollout against prompts, G and prompt length; a plot in runs/growth.png
+"""
+import itertools
+import json
+import multiprocessing
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from difflib import SequenceMatcher
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+srl = import_module("02_srl_train")
+
+
+def seconds(function, repeats=3):
+    """Median wall time of a call, after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def miniature(P):
+    """The policy, its tokenizer and P training examples, spread over the expert's problems."""
+    examples, _ = srl.segmentation.segment(srl.segmentation.read_jsonl(ROOT / "miniature/expert.jsonl"))
+    return *srl.load_policy(str(ROOT / "miniature/base")), random.Random(0).sample(examples, P)
+
+
+def random_model(vocab_size=496, **size):
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab_size, tie_word_embeddings=True, attn_implementation="grouped_query", **size))
+
+
+def step():
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+    P, G, steps = 48, 8, 3
+    policy, tokenizer, examples = miniature(P)
+    cfg = srl.Config(device="cpu", prompts_per_batch=P, max_tries=1, eps=-1.0)         # eps below 0: every group is kept
+    optimizer = srl.make_optimizer(policy, cfg)
+    parts = []
+
+    def ours():
+        torch.manual_seed(0)
+        groups, stats = srl.collect(policy, tokenizer, srl.Cursor(examples, 0), srl.srl_prompt, srl.srl_reward, None, cfg)
+        turns = [(*e.turns[0][:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True)]
+        srl.update(policy, optimizer, turns, cfg)
+        parts.append((stats["seconds_rollout"], stats["completions"] * stats["tokens"]))
+    our_time = seconds(ours, steps)
+    print(f"ours: {our_time:.2f} s a step of {P} prompts x {G}, of which rollout {statistics.median(p[0] for p in parts):.2f} s; {parts[-1][1]:.0f} tokens")
+
+    data = Dataset.from_list([{"prompt": srl.srl_prompt(e), "action": e["action"]} for e in examples])
+
+    def reward(completions, action, **kwargs):
+        return [srl.srl_reward(c[0]["content"], {"action": a}) for c, a in zip(completions, action, strict=True)]
+    ends = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            ends.append(time.perf_counter())
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(str(ROOT / "miniature/base"), reward, train_dataset=data, args=GRPOConfig(
+            output_dir=folder, use_cpu=True, bf16=False, per_device_train_batch_size=P, gradient_accumulation_steps=G, num_generations=G,
+            max_completion_length=cfg.max_new_tokens, learning_rate=cfg.learning_rate, beta=0.0, max_steps=steps + 1, save_strategy="no",
+            report_to="none", disable_tqdm=True, gradient_checkpointing=False), callbacks=[Clock()])
+        trainer.train()
+    theirs = statistics.median(b - a for a, b in itertools.pairwise(ends))
+    print(f"TRL:  {theirs:.2f} s a step; ratio {theirs / our_time:.1f}")
+
+
+def rollout():
+    policy, tokenizer, examples = miniature(48)
+    prompts = [srl.encode(tokenizer, srl.srl_prompt(e)) for e in examples]
+    tokens = []
+
+    def ours():
+        torch.manual_seed(0)
+        tokens.append(sum(map(len, srl.generate(policy, tokenizer, prompts, 8).completions)))
+    ids, real, _, _ = srl.left_pad(prompts, "cpu")
+
+    def theirs():
+        torch.manual_seed(0)
+        out = policy.generate(ids, attention_mask=real.long(), do_sample=True, num_return_sequences=8, max_new_tokens=160, top_k=0)
+        counts.append(int((out[:, ids.shape[1]:] != tokenizer.pad_token_id).sum()))
+    counts = []
+    a, b = seconds(ours), seconds(theirs)
+    rates = tokens[-1] / a, counts[-1] / b
+    print(f"ours {a:.2f} s, {rates[0]:,.0f} tokens/s; generate {b:.2f} s, {rates[1]:,.0f} tokens/s; ratio {rates[0] / rates[1]:.1f}")
+
+
+def update():
+    model = random_model(hidden_size=384, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=2)
+    print(f"{model.num_parameters() / 1e6:.1f} M parameters, G = 8")
+    for P, R in ((100, 60), (600, 100), (1500, 300)):
+        prompt, group = torch.randint(5, 400, (P,)).tolist(), torch.randint(5, 400, (8, R)).tolist()
+
+        def gradient(groups):
+            model.zero_grad()
+            for part in groups:
+                srl.token_logprobs(model, part)[0].sum().backward()
+            return torch.cat([p.grad.flatten() for p in model.parameters()])
+        ways = {"shared": [[(prompt, group)]], "unshared": [[(prompt, [completion])] for completion in group]}
+        grads = [gradient(groups) for groups in ways.values()]
+        times = {name: seconds(lambda groups=groups: gradient(groups), 2) for name, groups in ways.items()}
+        difference = ((grads[0] - grads[1]).norm() / grads[1].norm()).item()
+        print(f"P {P:5}, R {R:4}: " + ", ".join(f"{name} {t:.2f} s" for name, t in times.items())
+              + f"; ratio {times['unshared'] / times['shared']:.1f}, of tokens {8 * (P + R) / (P + 8 * R):.1f}; gradients differ by {difference:.0e}", flush=True)
+
+
+def peak(way, queue):
+    """Peak memory in GB that an update adds, in a process of its own."""
+    model = random_model(151_936, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    prompt, group = torch.randint(5, 400, (200,)).tolist(), torch.randint(5, 400, (8, 300)).tolist()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if way == "ours":
+        srl.token_logprobs(model, [(prompt, group)])[0].sum().backward()
+    else:
+        ids = torch.tensor([prompt + completion for completion in group])
+        logprobs = model(ids).logits[:, len(prompt) - 1:-1].log_softmax(-1).gather(-1, ids[:, len(prompt):, None])
+        logprobs.sum().backward()
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+
+
+def memory():
+    context, peaks = multiprocessing.get_context("spawn"), {}
+    for way in ("ours", "plain"):
+        queue = context.SimpleQueue()
+        process = context.Process(target=peak, args=(way, queue))
+        process.start()
+        peaks[way] = queue.get()
+        process.join()
+    print("8 completions of 300 tokens, prompt 200, vocabulary 151,936: " + ", ".join(f"{way} {gb:.2f} GB" for way, gb in peaks.items())
+          + f"; ratio {peaks['plain'] / peaks['ours']:.1f}")
+
+
+def matched_characters(a, b):
+    """difflib's M without junk, on whole rows of a table of common runs: the same number, tried as a faster way."""
+    A, B = (np.frombuffer(s.encode("utf-32-le"), dtype=np.uint32) for s in (a, b))
+    run, equal = np.zeros((len(A) + 1, len(B) + 1), dtype=np.int32), A[:, None] == B
+    for i in range(len(A)):                                                            # run[i + 1, j + 1]: characters in common that end at a[i], b[j]
+        np.multiply(run[i, :-1] + 1, equal[i], out=run[i + 1, 1:])
+    total, todo = 0, [(0, len(A), 0, len(B))]
+    while todo:
+        a_from, a_to, b_from, b_to = todo.pop()
+        if a_from < a_to and b_from < b_to:
+            room = np.minimum(np.arange(1, a_to - a_from + 1)[:, None], np.arange(1, b_to - b_from + 1))
+            inside = np.minimum(run[a_from + 1:a_to + 1, b_from + 1:b_to + 1], room)
+            i, j = divmod(int(inside.argmax()), b_to - b_from)                         # the first of the longest, as difflib takes it
+            length = int(inside[i, j])
+            if length:
+                total += length
+                i, j = a_from + i + 1, b_from + j + 1
+                todo += [(a_from, i - length, b_from, j - length), (i, a_to, j, b_to)]
+    return total
+
+
+def reward():
+    path = ROOT.parent / "shared/data/s1k/s1k_numbered_sample_60.jsonl"
+    column = "solution"
+    records = [json.loads(line) for line in (path if path.exists() else ROOT / "miniature/expert.jsonl").read_text().split("\n") if line]
+    steps = [s for s in (segment_or_none(record[column]) for record in records) if s]
+    rng, pairs = random.Random(0), []
+    for _ in range(512):                                                               # a step and eight attempts: other steps, and copies with errors
+        solution = rng.choice(steps)
+        expert = rng.choice(solution)
+        for g in range(8):
+            copy = "".join(c if rng.random() > 0.03 * g else rng.choice("abcde 0123\\{}") for c in expert)
+            pairs.append((rng.choice(solution) if g > 5 else copy, expert))
+    ways = {"difflib": lambda a, b: SequenceMatcher(None, a, b, autojunk=False).ratio(), "cached": srl.cached_similarity,
+            "vectorised": lambda a, b: 2 * matched_characters(a, b) / (len(a) + len(b))}
+    results, times = {}, {}
+    for name, way in ways.items():
+        started = time.perf_counter()
+        results[name] = [way(a, b) for a, b in pairs]
+        times[name] = time.perf_counter() - started
+    assert results["difflib"] == results["cached"] == results["vectorised"]
+    print(f"{len(pairs)} pairs, median length {statistics.median(len(b) for _, b in pairs):.0f}: "
+          + ", ".join(f"{name} {t:.1f} s ({len(pairs) / t:,.0f}/s)" for name, t in times.items()))
+
+
+def segment_or_none(solution):
+    try:
+        return srl.segmentation.split_steps(solution)
+    except ValueError:
+        return None
+
+
+def growth():
+    import matplotlib.pyplot as plt
+    policy, tokenizer, examples = miniature(256)
+    prompts = [srl.encode(tokenizer, srl.srl_prompt(e)) for e in examples]
+    text = sum(prompts, [])
+    policy.generation_config.eos_token_id, tokenizer.eos_token_id = 0, None            # the padding token: never sampled, so all completions are equally long
+
+    def cost(prompts, G):
+        return seconds(lambda: srl.generate(policy, tokenizer, prompts, G, max_new_tokens=40), 2)
+    sweeps = {"prompts (G = 8, 55 tokens)": ([16, 32, 64, 128, 256], lambda n: cost(prompts[:n], 8)),
+              "completions a prompt (16 prompts)": ([4, 8, 16, 32, 64], lambda n: cost(prompts[:16], n)),
+              "tokens of the prompt (16 x 8)": ([50, 100, 200, 400, 800], lambda n: cost([text[i:i + n] for i in range(16)], 8))}
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    for ax, (name, (sizes, measure)) in zip(axes, sweeps.items(), strict=True):
+        times = [measure(n) for n in sizes]
+        print(name, ", ".join(f"{n}: {t:.2f} s" for n, t in zip(sizes, times, strict=True)), flush=True)
+        ax.plot(sizes, times, "o-", color="#0072B2")
+        ax.set(xlabel=name, ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    path = ROOT / "runs/growth.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    print(path)
+
+
+if __name__ == "__main__":
+    sections = {f.__name__: f for f in (step, rollout, update, memory, reward, growth)}
+    for name in sys.argv[1:] or sections:
+        print(f"== {name}")
+        sections[name]()
