@@ -124,7 +124,7 @@ def update():
         times = {name: seconds(lambda groups=groups: gradient(groups), 2) for name, groups in ways.items()}
         difference = ((grads[0] - grads[1]).norm() / grads[1].norm()).item()
         print(f"P {P:5}, R {R:4}: " + ", ".join(f"{name} {t:.2f} s" for name, t in times.items())
-              + f"; ratio {times['unshared'] / times['shared']:.1f}, of tokens {8 * (P + R) / (P + 8 * R):.1f}; gradients differ by {difference:.0e}", flush=True)
+              + f"; ratio {times['unshared'] / times['shared']:.1f}, of tokens {8 * (P + R) / (P + 8 * R):.1f}; gradients differ by {difference:.0e}")
 
 
 def peak(way, queue):
