@@ -1,7 +1,8 @@
 """Stage 1: cut expert solutions into steps, one training example per step.
 
 A solution of N numbered steps becomes one example per target step k: the context is the problem and steps 1..k-1, the target is step k
-(paper section 4.1). The split into training and validation is by problem, never by step: the steps of one solution share their numbers.
+(paper section 4.1); a trajectory of an agent becomes one example per call. The split into training and validation is by problem, never by step: the
+steps of one solution share their numbers.
 
 Differences from the paper: the paper's targets are steps 1..N-1, so the last step is never one (--targets literal). The default here is all N,
 because a policy that is asked for one step at a time has to learn to finish too.
@@ -10,6 +11,7 @@ in:      problems with solutions in numbered steps: a .jsonl, .json or .parquet 
 out:     runs/data/train.jsonl, runs/data/val.jsonl: one example a line
 command: python 01_segment.py                 # the miniature's 560 problems, 2 s
          python 01_segment.py --dataset simplescaling/s1K-1.1 --solution_column deepseek_attempt --out runs/s1k        # the paper's data
+         python 01_segment.py --dataset SWE-bench/SWE-smith-trajectories --trajectories --out runs/swe                  # agents
 """
 import argparse
 import json
@@ -149,7 +151,8 @@ def read_problems(source, split=None, columns=None, need=("problem",)):
             chosen = (columns or {}).get(field)
             names = (chosen,) if chosen else names
             if (chosen or field in need) and not set(names) & set(row):
-                raise InputError(f"{place}: no {chosen or field}; there are the columns {', '.join(row)}: name the right one with --{field}_column")
+                hint = "these look like --trajectories" if {"messages", "history"} & set(row) else f"name the right one with --{field}_column"
+                raise InputError(f"{place}: no {chosen or field}; there are the columns {', '.join(row)}: {hint}")
             value = next((row[name] for name in names if row.get(name) not in (None, "")), "")
             value = int(value) if isinstance(value, float) and value.is_integer() else value        # 27.0 is 27
             record[field] = str(value).replace("\f", "\\f")                                         # a form feed in a formula was a \frac
@@ -334,14 +337,167 @@ def segment(records, targets="all", title_hint=False):
 def report(records, examples, reasons):
     """What a user wants to know before training on it."""
     kept = {e["id"]: e["n"] for e in examples}
-    print(f"{len(records)} problems read, {len(kept)} kept, {len(records) - len(kept)} dropped" + "".join(f"; {n} {why}" for why, n in reasons.most_common()))
-    if without := len({e["id"] for e in examples if not e["answer"]}):
+    dropped = sum(reasons.values())
+    print(f"{len(records)} problems read, {len(records) - dropped} kept, {dropped} dropped" + "".join(f"; {n} {why}" for why, n in reasons.most_common()))
+    without = len({e["id"] for e in examples if not e["answer"] and "context" not in e})
+    if without:
         print(f"{without} of them have no answer: SRL needs none, RLVR leaves them out")
     sizes = Counter(kept.values())
     print("steps per solution: " + ", ".join(f"{n} steps: {count}" for n, count in sorted(sizes.items())))
     for example in random.Random(0).sample(examples, min(3, len(examples))):
-        print(f"\n--- problem {example['id']}, step {example['k']} of {example['n']}\ncontext:  {example['problem']}")
-        print("".join(f"          {line}\n" for line in example["partial"].splitlines()) + f"target:   {example['action']}")
+        print(f"\n--- problem {example['id']}, step {example['k']} of {example['n']}\ncontext:  {shorten(example['problem'], 1500)}")
+        before = example["partial"] + "".join(f"{m['role']}: {shorten(m['content'], 300)}\n" for m in example.get("context", ()))
+        print("".join(f"          {line}\n" for line in before.splitlines()) + f"target:   {example['action']}")
+
+
+# 5. Agents: a trajectory is a sequence of calls, each an action (paper section 5, software engineering)
+FUNCTION, PARAMETER = re.compile(r"<function=([^>\s]+)>\s*"), re.compile(r"<parameter=([^>\s]+)>")
+PARAMETER_END = re.compile(r"</parameter>\s*(?=<parameter=|</function>)")
+FENCE = re.compile(r"^```[^\n`]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"<command>(.*?)</command>", re.DOTALL)
+TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+
+
+def xml_calls(text):
+    """(text, name, arguments) of every complete call <function=name> <parameter=p>value</parameter> .. </function>.
+
+    A value may hold anything, closing tags too: it ends where the next parameter or the end of the function follows.
+    """
+    calls, place = [], 0
+    while begin := FUNCTION.search(text, place):
+        arguments, place = {}, begin.end()
+        while parameter := PARAMETER.match(text, place):
+            end = PARAMETER_END.search(text, parameter.end())
+            if not end:
+                break
+            arguments[parameter[1]] = text[parameter.end():end.start()]
+            place = end.end()
+        if text.startswith("</function>", place):
+            place += len("</function>")
+            calls.append((text[begin.start():place], begin[1], arguments))
+    return calls
+
+
+def parse_call(action):
+    """(name, arguments) of an action: an XML call, a <tool_call> in JSON, or else a command of the shell, ("bash", {"command": ..}). None where it is empty."""
+    if calls := xml_calls(action):
+        return calls[0][1:]
+    if found := TOOL_CALL.search(action):
+        try:
+            call = json.loads(found[1])
+            return call["name"], call["arguments"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return None
+    return ("bash", {"command": action}) if action.strip() else None
+
+
+def message_text(message):
+    """The text of a chat message; its content may be a list of parts."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(part.get("text", "") for part in content if isinstance(part, dict))
+
+
+def calls_of(message):
+    """The texts of the calls in an agent's message, byte for byte, without the prose around them.
+
+    Native function calls get the form in which Qwen's chat template writes them: the name and, as they stand, the arguments, in <tool_call> tags. A
+    command in backticks or <command> tags is taken without them, and without white space at its ends, which the reward does not see either.
+    """
+    if native := message.get("tool_calls"):
+        calls = []
+        for call in native:
+            function = call.get("function", call)
+            arguments = function.get("arguments") or "{}"
+            arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            calls.append(f'<tool_call>\n{{"name": {json.dumps(function["name"])}, "arguments": {arguments}}}\n</tool_call>')
+        return calls
+    text = message_text(message)
+    if calls := [call for call, _, _ in xml_calls(text)]:
+        return calls
+    if action := str(message.get("action") or "").strip():                      # SWE-agent names what it ran
+        return [action]
+    return [block.strip() for block in (COMMAND.findall(text) or FENCE.findall(text)[-1:]) if block.strip()]
+
+
+def shorten(text, limit):
+    """A text of at most about `limit` characters: the middle of a longer one is left out, and how much of it is said."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[.. {len(text) - 2 * half} characters left out ..]\n{text[-half:]}"
+
+
+def read_trajectories(source, split=None):
+    """Rows (dicts) with "messages" and their places, of SWE-smith files (.jsonl, .json, .parquet, the hub), a SWE-agent .traj file or a folder of such."""
+    if Path(source).is_dir() or Path(source).suffix == ".traj":
+        files = sorted(Path(source).rglob("*.traj")) if Path(source).is_dir() else [Path(source)]
+        if not files:
+            raise InputError(f"{source}: no .traj file in this folder; give one with SWE-agent's trajectories")
+        rows = []
+        for path in files:
+            try:
+                rows.append({"instance_id": path.stem, **json.loads(path.read_text(encoding="utf-8"))})
+            except (OSError, ValueError, TypeError, RecursionError) as error:
+                raise InputError(f"{path}: not a trajectory ({getattr(error, 'strerror', None) or error}); expected the JSON of SWE-agent") from None
+        places = [str(path) for path in files]
+    else:
+        rows, places = read_rows(source, split)
+    for number, (row, place) in enumerate(zip(rows, places, strict=True)):
+        if not isinstance(row, dict):
+            raise InputError(f"{place}: expected an object with messages or history")
+        messages = row.get("messages") or row.get("history")
+        try:
+            messages = json.loads(messages) if isinstance(messages, str) else messages     # the hub keeps them as text
+        except ValueError:
+            messages = None
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+            raise InputError(f"{place}: no messages (or history) with role and content; expected a trajectory, and nothing else in this file")
+        row["messages"] = messages
+        row["id"] = str(row.get("instance_id") or row.get("id") or number)
+    return rows, places
+
+
+def trajectory_examples(row, pairs=2, max_observation=8000):
+    """One example per call of a trajectory; the agent's prose is dropped. Raises ValueError with the reason where it has none or did not resolve its task.
+
+    An example's context is the issue and the last `pairs` calls with their observations (paper: two), each cut to max_observation characters.
+    """
+    if str(row.get("resolved", (row.get("info") or {}).get("resolved", True))).lower() in ("false", "0"):
+        raise ValueError("the task was not resolved")
+    system, issue, turns = [], [], []                                           # turns: (call, observation)
+    for message in row["messages"]:
+        if message.get("is_demo"):
+            continue
+        if message["role"] == "system":
+            system.append(message_text(message))
+        elif message["role"] == "assistant":
+            calls = calls_of(message)
+            turns.append(["\n".join(calls), ""])                                # several calls at once are one action; none: a turn without one
+        elif turns:
+            turns[-1][1] += ("\n" if turns[-1][1] else "") + message_text(message)
+        else:
+            issue.append(message_text(message))
+    turns = [turn for turn in turns if turn[0]]
+    if not turns:
+        raise ValueError("no call of a function or command in it")
+    examples = []
+    for k, (call, _) in enumerate(turns, 1):
+        shown = turns[max(0, k - 1 - pairs):k - 1]
+        context = [{"role": role, "content": text} for done, seen in shown for role, text in (("assistant", done), ("user", shorten(seen, max_observation)))]
+        examples.append({"id": row["id"], "problem": "\n\n".join(issue), "system": "\n\n".join(system), "partial": "", "context": context,
+                         "action": call, "k": k, "n": len(turns), "answer": ""})
+    return examples
+
+
+def segment_trajectories(rows, pairs=2, max_observation=8000):
+    """(examples, reasons) of all trajectories, as `segment` for solutions."""
+    examples, reasons = [], Counter()
+    for row in rows:
+        try:
+            examples += trajectory_examples(row, pairs, max_observation)
+        except ValueError as error:
+            reasons[str(error)] += 1
+    return examples, reasons
 
 
 def main():
@@ -357,21 +513,31 @@ def main():
     parser.add_argument("--title_hint", action="store_true", help="name the next step's title in the prompt (the paper's footnote)")
     parser.add_argument("--rewrite", metavar="MODEL", help="this model rewrites solutions without steps: a folder, a hub name, or what --rewrite_url calls it")
     parser.add_argument("--rewrite_url", help="an OpenAI-compatible endpoint, for instance http://localhost:8000/v1")
-    parser.add_argument("--num_val", type=int, default=60, help="problems held out for validation (paper: 60)")
+    parser.add_argument("--trajectories", action="store_true", help="the data are an agent's: SWE-smith or SWE-agent, also a .traj file or a folder of them")
+    parser.add_argument("--context_pairs", type=int, default=2, help="of trajectories: calls with their observations in the context (paper: 2)")
+    parser.add_argument("--max_observation", type=int, default=8000, help="of trajectories: characters; the middle of a longer observation is left out")
+    parser.add_argument("--num_val", type=int, help="problems held out for validation (default and paper: 60, of trajectories 30)")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     args = parser.parse_args()
     if args.rewrite_url and not args.rewrite:
         raise InputError("--rewrite_url: name the model with --rewrite")
 
-    source, columns = args.dataset or args.data, {field: getattr(args, f"{field}_column") for field in COLUMNS}
-    records = read_problems(source, args.split if args.dataset else None, columns, ("problem", "solution"))
-    if args.rewrite:
-        ask = partial(ask_endpoint, args.rewrite_url, args.rewrite) if args.rewrite_url else ask_local(args.rewrite)
-        print("rewriting: " + "; ".join(f"{n} {what}" for what, n in rewrite(records, ask, args.out / "rewritten.jsonl").most_common()))
-    examples, reasons = segment(records, args.targets, args.title_hint)
+    source, split, columns = args.dataset or args.data, args.split if args.dataset else None, {field: getattr(args, f"{field}_column") for field in COLUMNS}
+    if args.trajectories:
+        records, _ = read_trajectories(source, split)
+        examples, reasons = segment_trajectories(records, args.context_pairs, args.max_observation)
+    else:
+        records = read_problems(source, split, columns, ("problem", "solution"))
+        if args.rewrite:
+            ask = partial(ask_endpoint, args.rewrite_url, args.rewrite) if args.rewrite_url else ask_local(args.rewrite)
+            print("rewriting: " + "; ".join(f"{n} {what}" for what, n in rewrite(records, ask, args.out / "rewritten.jsonl").most_common()))
+        examples, reasons = segment(records, args.targets, args.title_hint)
     if not examples:
-        raise InputError(f"{source}: no solution has numbered steps ({dict(reasons)}); expected '1. **Title** action' on lines of their own")
-    train, val = split_by_problem(examples, args.num_val, args.seed)
+        expected = "no trajectory has calls to learn" if args.trajectories else "no solution has numbered steps"
+        form = "a <function=..> call, a tool call or a command in a message" if args.trajectories else "'1. **Title** action' on lines of their own"
+        raise InputError(f"{source}: {expected} ({dict(reasons)}); expected {form}")
+    num_val = args.num_val if args.num_val is not None else 30 if args.trajectories else 60
+    train, val = split_by_problem(examples, num_val, args.seed)
     report(records, examples, reasons)
     for name, part in (("train", train), ("val", val)):
         write_jsonl(args.out / f"{name}.jsonl", part)

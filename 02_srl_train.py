@@ -123,8 +123,23 @@ def fill(template, example):
     return re.sub(r"\{(problem|partial)\}", lambda place: example.get(place[1], ""), template)
 
 
+AGENT_SYSTEM = (
+    "You work on a task in an environment, one call at a time. You are given the task, and the last calls with what they returned. Make the one call that "
+    "comes next and nothing after it. Before the call, think. Put your thoughts between <think> and </think>, as on scratch paper, at whatever length helps: what is "
+    "known, what is missing, what the call should show. After </think> write only the call, in the form of the calls so far or as described below."
+)
+
+
+def agent_prompt(example, system=AGENT_SYSTEM, user="{problem}"):
+    """Chat messages that ask for the next call of an agent: its own system message, the task, the last calls and observations (paper section 5)."""
+    system = "\n\n".join(text for text in (system, example.get("system")) if text)
+    return [{"role": "system", "content": system}, {"role": "user", "content": fill(user, example)}, *example["context"]]
+
+
 def srl_prompt(example, system=SRL_SYSTEM, user=SRL_USER):
-    """Chat messages that ask for step k: the problem and steps 1..k-1 (paper section 4.1; the wording is ours)."""
+    """Chat messages that ask for step k: the problem and steps 1..k-1 (paper section 4.1; the wording is ours); of an agent, for the next call."""
+    if "context" in example:
+        return agent_prompt(example, **{name: text for name, text in (("system", system), ("user", user)) if text not in (SRL_SYSTEM, SRL_USER)})
     hint = f"\n\nThe title of the next step: {example['title']}" if example.get("title") else ""    # 01_segment.py --title_hint (the paper's footnote)
     return [{"role": "system", "content": system}, {"role": "user", "content": fill(user, example) + hint}]
 
