@@ -538,9 +538,10 @@ def main():
         raise InputError(f"{source}: {expected} ({dict(reasons)}); expected {form}")
     num_val = args.num_val if args.num_val is not None else 30 if args.trajectories else 60
     train, val = split_by_problem(examples, num_val, args.seed)
-    report(records, examples, reasons)
     for name, part in (("train", train), ("val", val)):
         write_jsonl(args.out / f"{name}.jsonl", part)
+    report(records, examples, reasons)      # after the writing: a pipe that closes early costs no data
+    for name, part in (("train", train), ("val", val)):
         print(f"{'' if name == 'val' else chr(10)}{args.out / name}.jsonl: {len(part)} examples of {len({e['id'] for e in part})} problems")
 
 

@@ -125,8 +125,8 @@ def fill(template, example):
 
 AGENT_SYSTEM = (
     "You work on a task in an environment, one call at a time. You are given the task, and the last calls with what they returned. Make the one call that "
-    "comes next and nothing after it. Before the call, think. Put your thoughts between <think> and </think>, as on scratch paper, at whatever length helps: what is "
-    "known, what is missing, what the call should show. After </think> write only the call, in the form of the calls so far or as described below."
+    "comes next and nothing after it. Before the call, think. Put your thoughts between <think> and </think>, as on scratch paper, at whatever length helps: "
+    "what is known, what is missing, what the call should show. After </think> write only the call, in the form of the calls so far or as described below."
 )
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LIMIT = 999                     # no number in the world is larger
-TRAIN_PROBLEMS = 560            # hard problems with an expert solution: 500 to train on, 60 held out by 01_segment.py
-BENCHMARK_PROBLEMS = 60         # problems per benchmark
+SIZES = {"short": 60, "hard": 60, "long": 60, "large": 60, "expert": 560}      # problems, in the order in which they are drawn
+MORE = {"hard": 180, "expert": 700}     # then these: 1,200 problems to train on and 60 held out by 01_segment.py; 240 of the set that decides
 MUON_LR = 0.01
 MAX_TURNS = 8                   # the longest expert solution; random walks stop here too
 
@@ -343,9 +343,9 @@ def draw_problem(kind, rng):
 def make_data(seed):
     rng = random.Random(seed)
     seen, sets = set(), {}
-    sizes = {"short": BENCHMARK_PROBLEMS, "hard": BENCHMARK_PROBLEMS, "long": BENCHMARK_PROBLEMS, "large": BENCHMARK_PROBLEMS, "expert": TRAIN_PROBLEMS}
-    for name, size in sizes.items():
-        records = sets[name] = []
+    for name, size in [*SIZES.items(), *MORE.items()]:
+        records = sets.setdefault(name, [])
+        size += len(records)
         while len(records) < size:
             equation, x = draw_problem("hard" if name == "expert" else name, rng)
             text = equation_text(equation)

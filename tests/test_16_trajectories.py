@@ -10,7 +10,8 @@ DATA = Path(__file__).parent.parent.parent / "shared/data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data with real trajectories is not there")
 
 LOOK = "<function=bash>\n<parameter=command>grep -n 'total' shop.py</parameter>\n</function>"
-EDIT = "<function=edit>\n<parameter=path>shop.py</parameter>\n<parameter=new>\nif a < b and '</parameter>' in text:\n    return \"é\"\n</parameter>\n</function>"
+EDIT = "<function=edit>\n<parameter=path>shop.py</parameter>\n" \
+       "<parameter=new>\nif a < b and '</parameter>' in text:\n    return \"é\"\n</parameter>\n</function>"
 SUBMIT = "<function=submit>\n</function>"
 
 
@@ -33,7 +34,8 @@ def test_the_context_is_the_issue_and_the_last_two_calls_with_what_they_returned
     examples = segment.trajectory_examples(trajectory(*(f"thought {n} <function=f{n}>\n</function>" for n in range(1, 6))))
     assert examples[0]["context"] == []
     assert [(m["role"], m["content"]) for m in examples[4]["context"]] == [
-        ("assistant", "<function=f3>\n</function>"), ("user", "OBSERVATION:\nseen 3"), ("assistant", "<function=f4>\n</function>"), ("user", "OBSERVATION:\nseen 4")]
+        ("assistant", "<function=f3>\n</function>"), ("user", "OBSERVATION:\nseen 3"),
+        ("assistant", "<function=f4>\n</function>"), ("user", "OBSERVATION:\nseen 4")]
     assert [len(e["context"]) for e in segment.trajectory_examples(trajectory(*[LOOK] * 5), pairs=1)] == [0, 2, 2, 2, 2]
     messages = srl.srl_prompt(examples[4])
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
