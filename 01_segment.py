@@ -18,11 +18,13 @@ import json
 import os
 import random
 import re
+import shutil
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +40,8 @@ def run_main(main):
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":              # of torchrun's processes one says it
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to continue", file=sys.stderr)
@@ -69,23 +72,69 @@ def parse_jsonl(path):
     return records, places
 
 
-def read_jsonl(path, fields=()):
-    """The records of a JSONL file; every one has the named `fields`, none empty. Raises InputError with file, line and what is expected."""
+def read_jsonl(path, fields=(), kinds=None):
+    """The records of a JSONL file; every one has the named `fields`, none empty, and those in `kinds` ({name: type}) are of their type.
+
+    Raises InputError with file and line of what is wrong, three places at most, and what is expected.
+    """
     records, places = parse_jsonl(path)
+    wrong = []
     for record, place in zip(records, places, strict=True):
         missing = [f for f in fields if not isinstance(record, dict) or record.get(f) in (None, "")]
         if missing:
-            raise InputError(f"{place}: no {' and no '.join(missing)}; expected an object with {', '.join(fields)}")
+            wrong.append(f"{place}: no {' and no '.join(missing)}; expected an object with {', '.join(fields)}")
+            continue
+        wrong += [f"{place}: {name} is {json.dumps(record[name])[:40]}; expected {'text' if kind is str else 'a number' if kind is int else 'a list'}"
+                  for name, kind in (kinds or {}).items() if record.get(name) is not None and type(record[name]) is not kind]
+    if wrong:
+        raise InputError("; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
     return records
+
+
+@contextmanager
+def told(path):
+    """Raises InputError where the block cannot write to `path`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # OSError, and what torch and safetensors raise in its place when the disk is full
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        free = next((f"{shutil.disk_usage(folder).free / 1e6:.0f} MB free" for folder in Path(path).parents if folder.is_dir()), "")
+        raise InputError(f"{path}: cannot be written ({why}; {free}); make room, or give a folder of your own. What stood there before is whole") from None
+
+
+@contextmanager
+def written(path):
+    """A name to write a file or folder to, which is renamed to `path` in the end: it is complete or absent, and nothing half-written is left."""
+    path = Path(path)
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove(aside)
+            yield aside
+            if path.is_dir():                               # a folder cannot be renamed onto another
+                remove(path)
+            os.replace(aside, path)
+    except BaseException:
+        remove(aside)
+        raise
+
+
+def remove(path):
+    """Delete a file or a folder, if it is there and may be deleted."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path, text):
     """Write to a temporary name, then rename: the file is complete or absent."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with written(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_jsonl(path, records):

@@ -9,17 +9,18 @@ alone (paper section 4.2), so every prompt has a signal, also where no rollout w
   4. Rollout       G completions per prompt; an episode is a loop of them
   5. Advantage     (reward - mean) / std inside the group
   6. Loss          the clipped GRPO objective
-  7. Batch         dynamic sampling with refill: groups without a difference are replaced
+  7. Batch         dynamic sampling with refill: groups without a difference are replaced; shared out over the devices of torchrun
   8. Update
-  9. Training      validation, best checkpoint, resume
+  9. Training      input checks, validation, best checkpoint, exact resume, alarms
  10. SFT           the baseline on the same examples
 
 Differences from the paper, which leaves eps, clipping, lengths and the optimizer open: see the knobs below; the sizes are the miniature's.
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a causal language model with its tokenizer
-out:     runs/srl/ (the best checkpoint by validation, a model folder), runs/srl/log.jsonl
-command: python 02_srl_train.py                                        # 2 CPU cores, about 7 min
+out:     runs/srl/model (the best by validation), log.jsonl, completions.txt (a few of every update) and checkpoints beside it
+command: python 02_srl_train.py                                        # 2 CPU cores, about 7 min; the same again continues what was interrupted
          python 02_srl_train.py --method sft --sft_target outline      # the baseline, about 4 min
+         torchrun --nproc-per-node 8 02_srl_train.py                   # 8 GPUs
 """
 import argparse
 import itertools
@@ -30,8 +31,10 @@ import random
 import re
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import SequenceMatcher
 from functools import lru_cache, partial
@@ -39,9 +42,12 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from jinja2.exceptions import TemplateError
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -82,6 +88,9 @@ class Config:
     rollouts: int = 48_000              # completions in all, those of dropped groups too: what a run costs
     eval_every: int = 20                # updates between validations
     val_samples: int = 1                # completions per validation prompt; 1: greedy
+    save_every: int = 5                 # updates between checkpoints: what a kill may cost. Ctrl-C, SIGTERM and errors save first
+    continue_changed: bool = False      # continue the run in --out although its settings were others
+    report_to: str = "none"             # none | tensorboard | trackio | wandb, besides log.jsonl
     # SFT
     epochs: int = 6                     # (paper: 3) the best by validation is kept
     sft_batch: int = 64                 # (paper: 64)
@@ -93,6 +102,7 @@ class Config:
     optimizer: str = "adam"             # adam | adam8bit: states in 8 bits (needs bitsandbytes and a GPU)
     gradient_checkpointing: bool = False    # activations are computed again in the backward pass: about a third more time, a fraction of the memory
     lora_rank: int = 0                  # 0: all weights learn; else low-rank adapters (needs peft), about 10 times the learning rate
+    shard: bool = False                 # under torchrun: weights, gradients and Adam spread over the devices (FSDP2), gathered for the rollout
 
 
 # --recipe paper. What the paper gives for Qwen2.5-7B-Instruct stands first; what it does not give is our choice, with its reason in the README
@@ -274,15 +284,31 @@ AttentionInterface.register("grouped_query", grouped_query_attention)
 AttentionMaskInterface.register("grouped_query", sdpa_mask)
 
 
-def load_policy(name, device="cpu", dtype="float32"):
-    """(policy, tokenizer) from a model folder or hub name. Raises InputError where there is none."""
-    if not Path(name).is_dir() and (name.startswith((".", "/")) or name.count("/") != 1):
+@contextmanager
+def reading_model(name):
+    """Raises InputError where there is no such model, or the block cannot read it."""
+    if not Path(name).is_dir() and (str(name).startswith((".", "/")) or str(name).count("/") != 1):
         raise segmentation.InputError(f"{name}: no such model folder; train it first, or give a folder or a hub name with --model")
     try:
+        yield
+    except Exception as error:  # a file that is missing, cut, of another type: transformers has dozens of ways to say it
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise segmentation.InputError(f"{name}: not a whole model with a tokenizer ({why}); train or copy it again, or give another with --model") from None
+
+
+def load_shape(name):
+    """(model without weights, tokenizer), which takes no time and no memory."""
+    with reading_model(name), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name)), AutoTokenizer.from_pretrained(name)
+
+
+def load_policy(name, device="cpu", dtype="float32"):
+    """(policy, tokenizer) from a model folder or hub name. Raises InputError where there is none."""
+    with reading_model(name):
         tokenizer = AutoTokenizer.from_pretrained(name)
-        policy = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation="grouped_query")
-    except (OSError, ValueError) as error:
-        raise segmentation.InputError(f"{name}: not a model with a tokenizer ({str(error).splitlines()[0]})") from None
+        policy, report = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation="grouped_query", output_loading_info=True)
+        if report["missing_keys"]:
+            raise ValueError(f"{len(report['missing_keys'])} weights are missing, such as {min(report['missing_keys'])}")
     return policy.to(device).eval(), tokenizer
 
 
@@ -341,6 +367,8 @@ def token_logprobs(policy, groups, temperature=1.0, pass_tokens=1500, head_token
     tokens x vocabulary stays alive.
     """
     device = policy.device
+    if isinstance(policy, FSDPModule):                                                            # every rank has to make as many passes: two
+        pass_tokens = math.inf
     completions = [(n, completion) for n, (_, group) in enumerate(groups) for completion in group]
     lengths = torch.tensor([len(c) for _, c in completions], device=device)
     mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]                     # (B, T), from lengths: EOS is trained, padding is not
@@ -358,17 +386,15 @@ def token_logprobs(policy, groups, temperature=1.0, pass_tokens=1500, head_token
         part = order[begin:end]
         begin = end
         rows = torch.tensor([completions[b][0] for b in part], device=device)
-        L = len(completions[part[-1]][1])                                                         # the longest
+        L = max(2, len(completions[part[-1]][1]))                                                 # the longest
         padded = torch.tensor([completions[b][1] + [0] * (L - len(completions[b][1])) for b in part], device=device)     # (b, L), padding on the right
-        hidden = prompt_end[rows][:, None]                                                        # the prompt's last position predicts the first token
-        if L > 1:
-            own = torch.ones(L - 1, L - 1, dtype=torch.bool, device=device).tril().expand(len(part), -1, -1)
-            sees = torch.cat([real[rows][:, None, :].expand(-1, L - 1, -1), own], 2)              # its prompt and what it wrote so far
-            place = positions[rows, -1:] + torch.arange(1, L, device=device)
-            after = policy.base_model(input_ids=padded[:, :-1], attention_mask=sees[:, None], position_ids=place, past_key_values=PromptCache(cache, rows),
-                                      use_cache=True)
-            hidden = torch.cat([hidden, after.last_hidden_state], 1)                              # (b, L, D)
-        inside = mask[part, :L]
+        own = torch.ones(L - 1, L - 1, dtype=torch.bool, device=device).tril().expand(len(part), -1, -1)
+        sees = torch.cat([real[rows][:, None, :].expand(-1, L - 1, -1), own], 2)                  # its prompt and what it wrote so far
+        place = positions[rows, -1:] + torch.arange(1, L, device=device)
+        after = policy.base_model(input_ids=padded[:, :-1], attention_mask=sees[:, None], position_ids=place, past_key_values=PromptCache(cache, rows),
+                                  use_cache=True)
+        hidden = torch.cat([prompt_end[rows][:, None], after.last_hidden_state], 1) # (b, L, D): the prompt's end predicts the first token
+        inside = torch.arange(L, device=device) < lengths[part, None]
         hidden, targets = hidden[inside], padded[inside]
         chunks = [torch.utils.checkpoint.checkpoint(chunk_logprobs, hidden[i:i + head_tokens], head.weight, head.bias, targets[i:i + head_tokens], temperature,
                                                     use_reentrant=False) for i in range(0, len(targets), head_tokens)]
@@ -478,9 +504,10 @@ class SharedPromptCache:
 
 
 @torch.no_grad()
-def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384):
+def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384, uniforms=None):
     """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns a Rollout of P*G in order.
 
+    uniforms (P*G, max_new_tokens): the numbers in [0, 1) that the tokens are drawn with; a row's tokens depend on its own alone, not on who stands beside it.
     At most max_rows rows are decoded side by side. When a fifth of them is finished they leave and waiting prompts take their places. temperature 0 is greedy.
     """
     sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
@@ -490,6 +517,7 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     policy.eval()
     tokens, logprobs = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device), torch.zeros(B, max_new_tokens, device=device)
     ends = torch.full((B,), max_new_tokens, device=device)
+    uniforms = torch.rand(B, max_new_tokens, device=device) if uniforms is None else uniforms.to(device)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
     cache, row, hidden = SharedPromptCache(policy), torch.zeros(0, dtype=torch.long, device=device), None
     while waiting or len(row):
@@ -503,7 +531,7 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
         scores = head(hidden).float() / (temperature or 1.0)
         distribution = scores.log_softmax(-1)                                                    # (rows, V)
         if temperature:  # the inverse of the cumulative distribution at a uniform number is a draw from it
-            token = (distribution.exp().cumsum(-1) < torch.rand(len(row), 1, device=device)).sum(-1).clamp(max=distribution.shape[-1] - 1)
+            token = (distribution.exp().cumsum(-1) < uniforms[row, cache.length, None]).sum(-1).clamp(max=distribution.shape[-1] - 1)
         else:
             token = distribution.argmax(-1)
         tokens[row, cache.length], logprobs[row, cache.length] = token, distribution.gather(-1, token[:, None])[:, 0]
@@ -532,36 +560,45 @@ class Episode:
     finished: bool = True       # the last completion ended by itself
 
 
-def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temperature=None):
+def random_stream(seed, turn, shape):
+    """Uniform numbers that depend on the seed (any text) and the turn alone: what is drawn for a prompt is the same in every batch, on every device."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(random.Random(f"{seed}, turn {turn}").getrandbits(62)))
+
+
+def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temperature=None, seeds=None):
     """G episodes for each of P examples: complete, read the action, extend the context, until `extend` returns None or max_turns is reached.
 
     extend(example, completion) -> the example with its context extended, or None where the episode is over; None itself: one turn.
-    Returns P lists of G Episodes. Equal contexts of a turn are computed once.
+    seeds: P names of random streams, one an example; without them they are drawn. Returns P lists of G Episodes. Equal contexts of a turn are computed once.
     """
     temperature = cfg.temperature if temperature is None else temperature
+    seeds = torch.randint(2**62, (len(examples),)).tolist() if seeds is None else seeds
     episodes = [[Episode(example, []) for _ in range(group_size)] for example in examples]
-    active = [episode for group in episodes for episode in group]
-    for _ in range(cfg.max_turns):
+    active = [(i, g) for i in range(len(examples)) for g in range(group_size)]
+    for turn in range(cfg.max_turns):
         shared = {}
-        for episode in active:
-            shared.setdefault(json.dumps(make_prompt(episode.example)), []).append(episode)
+        for i, g in active:
+            shared.setdefault(json.dumps(make_prompt(episodes[i][g].example)), []).append((i, g))
+        places = [place for group in shared.values() for place in group]
         prompts = [encode(tokenizer, json.loads(key)) for key in shared]
         opened = [opened_thought(tokenizer, prompt) for prompt, group in zip(prompts, shared.values(), strict=True) for _ in group]
         if temperature == 0:  # greedy: one completion serves all episodes with this context
             rollout = generate(policy, tokenizer, prompts, 1, 0, cfg.max_new_tokens, cfg.max_rows)
             picks = [i for i, group in enumerate(shared.values()) for _ in group]
         else:
-            rollout = generate(policy, tokenizer, prompts, [len(group) for group in shared.values()], temperature, cfg.max_new_tokens, cfg.max_rows)
+            streams = {i: random_stream(seeds[i], turn, (group_size, cfg.max_new_tokens)) for i, _ in active}
+            uniforms = torch.stack([streams[i][g] for i, g in places])
+            rollout = generate(policy, tokenizer, prompts, [len(group) for group in shared.values()], temperature, cfg.max_new_tokens, cfg.max_rows, uniforms)
             picks = range(len(rollout.texts))
-        active = []
-        for (prompt, episode), i, head in zip(((p, e) for p, group in zip(prompts, shared.values(), strict=True) for e in group), picks, opened, strict=True):
-            text = head + rollout.texts[i]
-            episode.turns.append((prompt, rollout.completions[i], rollout.logprobs[i], text))
-            episode.finished = rollout.finished[i]
+        active, prompts = [], [p for p, group in zip(prompts, shared.values(), strict=True) for _ in group]
+        for (i, g), prompt, pick, head in zip(places, prompts, picks, opened, strict=True):
+            episode, text = episodes[i][g], head + rollout.texts[pick]
+            episode.turns.append((prompt, rollout.completions[pick], rollout.logprobs[pick], text))
+            episode.finished = rollout.finished[pick]
             following = extend(episode.example, text) if extend and episode.finished else None
             if following is not None:
                 episode.example = following
-                active.append(episode)
+                active.append((i, g))
         if not active:
             break
     return episodes
@@ -594,6 +631,79 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip_eps):
 
 
 # 7. Batch: dynamic sampling with refill
+# Under torchrun each rank samples, rewards and learns from its share of a batch, and all know the whole batch: it is the same on any number of devices.
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def num_ranks():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def join_ranks():
+    """Meet torchrun's other processes, where there are any. Only the first of them prints."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if rank():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def from_all_ranks(value):
+    """The list of every rank's value."""
+    values = [value] * num_ranks()
+    if num_ranks() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def on_all_ranks(work, items):
+    """work(part) -> a list as long as the part: each rank works on its share of the items, every rank gets the whole list, in order."""
+    mine = items[rank()::num_ranks()]
+    parts = from_all_ranks(work(mine) if mine else [])
+    return [parts[i % len(parts)][i // len(parts)] for i in range(len(items))]
+
+
+def shard(policy, dtype):
+    """Spread the weights over the ranks (FSDP2): each learns its part in float32; computing gathers them in dtype, one layer at a time."""
+    how = {"mesh": dist.device_mesh.init_device_mesh(policy.device.type, (num_ranks(),)),
+           "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)}
+    for layer in [m for m in policy.modules() if isinstance(m, GradientCheckpointingLayer)]:
+        fully_shard(layer, **how)
+    fully_shard(policy, **how)
+    policy.float()
+    with torch.no_grad():
+        policy(torch.zeros(1, 1, dtype=torch.long, device=policy.device))                         # FSDP learns here which module is the root
+
+
+@contextmanager
+def gathered(policy):
+    """The weights of a sharded policy whole on every rank while the block runs: a rollout gathers them once and not for every token."""
+    parts = [m for m in policy.modules() if isinstance(m, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    yield
+    for part in parts:
+        part.reshard()
+        part.set_reshard_after_forward(True, recurse=False)
+
+
+def whole(state):
+    """A state with every sharded tensor in it gathered: what is saved can be loaded on any number of devices."""
+    if isinstance(state, dict):
+        return {name: whole(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [whole(value) for value in state]
+    return state.full_tensor().cpu() if isinstance(state, DTensor) else state
+
+
+def like(weight, saved):
+    """A saved tensor, sharded as the weight is."""
+    return distribute_tensor(saved.to(weight.device), weight.device_mesh, weight.placements) if isinstance(weight, DTensor) else saved
+
+
 class Cursor:
     """Walks through the examples in a new random order every epoch; its place is one number."""
 
@@ -619,15 +729,24 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, shar
     Returns (groups, stats): groups a list of (episodes, rewards (G,), advantages (G,)); stats over everything sampled, dropped groups included.
     """
     groups, rewards, episodes_seen, seconds, P, sampled = [], [], [], Counter(), cfg.prompts_per_batch, 0
-    while len(groups) < P and sampled < cfg.max_tries * P:
-        drawn = cursor.take(min(math.ceil((P - len(groups)) / max(share, 1 / cfg.max_tries)), cfg.max_tries * P - sampled))
-        sampled += len(drawn)
+
+    def attempt(part):
+        """[(episodes, their rewards)] of (seed, example) pairs."""
         started = time.time()
-        played = play(policy, tokenizer, drawn, cfg.group_size, make_prompt, extend, cfg)
+        with gathered(policy):
+            played = play(policy, tokenizer, [e for _, e in part], cfg.group_size, make_prompt, extend, cfg, seeds=[seed for seed, _ in part])
         seconds["rollout"] += time.time() - started
         started = time.time()
-        r = torch.tensor([[reward_fn(e.turns[-1][3], e.example) for e in group] for group in played])    # (P, G)
+        pairs = [(group, [reward_fn(e.turns[-1][3], e.example) for e in group]) for group in played]
         seconds["reward"] += time.time() - started
+        return pairs
+
+    while len(groups) < P and sampled < cfg.max_tries * P:
+        place = cursor.place
+        drawn = cursor.take(min(math.ceil((P - len(groups)) / max(share, 1 / cfg.max_tries)), cfg.max_tries * P - sampled))
+        sampled += len(drawn)
+        pairs = on_all_ranks(attempt, [(f"{cfg.seed}, prompt {place + i}", example) for i, example in enumerate(drawn)])
+        played, r = [group for group, _ in pairs], torch.tensor([values for _, values in pairs])      # (P, G)
         keep, advantages = informative_groups(r, cfg.eps), group_advantages(r)
         groups += [(played[i], r[i], advantages[i]) for i in keep.nonzero()[:, 0].tolist()]
         rewards.append(r)
@@ -639,7 +758,9 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, shar
         "reward": r.mean().item(), "exact": (r >= 1).float().mean().item(), "bad_format": (r < 0).float().mean().item(),
         "kept": len(groups), "sampled": sampled, "completions": len(completions), "tokens": sum(map(len, completions)) / len(completions),
         "truncated": sum(not e.finished for e in episodes_seen) / len(episodes_seen),
-        "seconds_rollout": seconds["rollout"], "seconds_reward": seconds["reward"], "tokens_per_second": sum(map(len, completions)) / seconds["rollout"],
+        "seconds_rollout": seconds["rollout"], "seconds_reward": seconds["reward"],
+        "tokens_per_second": sum(map(len, completions)) / max(seconds["rollout"], 1e-9),
+        "look": [(e.example, value, e.turns[-1][3]) for e, value in zip(episodes_seen[:3], r.flatten().tolist(), strict=False)],
     }
     return groups, stats
 
@@ -657,7 +778,9 @@ class MasterAdam:
         self.masters = {p: p.detach().float().requires_grad_() for p in weights if p.dtype != torch.float32}
         for p in self.masters:
             p.register_post_accumulate_grad_hook(self.take_gradient)
-        self.adam = base([self.masters.get(p, p) for p in weights], lr=learning_rate, betas=(0.9, 0.95))
+        self.weights = [self.masters.get(p, p) for p in weights]
+        self.adam = base(self.weights, lr=learning_rate, betas=(0.9, 0.95))
+        self.ahead = self.stop = False      # the weights are newer than what is written down of the run; a signal waits for that
 
     @property
     def param_groups(self):
@@ -671,22 +794,36 @@ class MasterAdam:
 
     @torch.no_grad()
     def step(self, max_grad_norm):
-        """Clip the norm of all gradients, step, and hand the new weights down. Returns the norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], max_grad_norm).item()
-        self.adam.step()
+        """Sum the gradients over the ranks, clip their norm, step unless it is not finite, and hand the new weights down. Returns the norm before clipping."""
+        for w in self.weights if num_ranks() > 1 else ():
+            if isinstance(w, DTensor):
+                w.grad.mul_(num_ranks())                                                         # FSDP has averaged them
+            else:
+                w.grad = torch.zeros_like(w) if w.grad is None else w.grad
+                dist.all_reduce(w.grad)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, max_grad_norm)
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        self.ahead = True
+        if math.isfinite(norm):
+            self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         for p, master in self.masters.items():
             p.copy_(master)
         return norm
 
     def state_dict(self):
-        return {"adam": self.adam.state_dict(), "masters": list(self.masters.values())}
+        """All that learns, in float32, and Adam's averages: with the model that the run began from, the policy."""
+        return whole({"adam": self.adam.state_dict(), "weights": [w.detach() for w in self.weights]})
 
     @torch.no_grad()
     def load_state_dict(self, state):
-        self.adam.load_state_dict(state["adam"])
-        for master, saved in zip(self.masters.values(), state["masters"], strict=True):
-            master.copy_(saved)
+        averages = {i: {name: like(w, value) if getattr(value, "shape", None) == w.shape else value for name, value in entry.items()}
+                    for (i, entry), w in zip(state["adam"]["state"].items(), self.weights, strict=False)}
+        self.adam.load_state_dict({**state["adam"], "state": averages})
+        for w, saved in zip(self.weights, state["weights"], strict=True):
+            w.copy_(like(w, saved))
+        for p, master in self.masters.items():
+            p.copy_(master)
 
 
 def make_optimizer(policy, cfg):
@@ -708,9 +845,11 @@ def make_optimizer(policy, cfg):
     return MasterAdam(policy, cfg.learning_rate, base)
 
 
-def merged_weights(policy):
-    """The policy's weights with its adapters added in, under the names of a model without adapters; None where it has none."""
+def merged_weights(policy, dtype=None):
+    """The policy's weights with its adapters added in, under the names of a model without adapters, or gathered in dtype; None: as they are."""
     adapters = {name: module for name, module in policy.named_modules() if hasattr(module, "get_delta_weight")}
+    if isinstance(policy, FSDPModule):
+        return {name: w.to(dtype) for name, w in whole(policy.state_dict()).items()}
     if not adapters:
         return None
     weights = {name.replace(".base_layer.", "."): w for name, w in policy.state_dict().items() if ".lora_" not in name}
@@ -737,21 +876,44 @@ def micro_batches(turns, max_tokens):
     return batches + [batch]
 
 
+def rank_batches(policy, turns, max_tokens):
+    """(groups, weight) of the micro-batches of this rank's share of the turns: whole groups, dealt out by their tokens, the longest first.
+
+    The ranks of a sharded policy gather its layers together, so all need as many micro-batches: what a rank lacks it repeats, with weight 0.
+    """
+    groups, loads, mine = {}, [0] * num_ranks(), turns
+    if num_ranks() > 1:
+        for turn in turns:
+            groups.setdefault(tuple(turn[0]), []).append(turn)
+        size, mine = lambda group: len(group[0][0]) + sum(len(turn[1]) for turn in group), []
+        for group in sorted(groups.values(), key=size, reverse=True):
+            lightest = loads.index(min(loads))
+            loads[lightest] += size(group)
+            mine += group if lightest == rank() else []
+    batches = [(batch, 1.0) for batch in micro_batches(mine, max_tokens)] if mine else []
+    if isinstance(policy, FSDPModule):
+        batches += [([[turns[0]]], 0.0)] * (max(from_all_ranks(len(batches))) - len(batches))
+    for batch in batches:
+        if isinstance(policy, FSDPModule):
+            policy.unshard()                                                                     # embedding and head, which are called by themselves
+        yield batch
+
+
 def update(policy, optimizer, turns, cfg):
     """One pass over a batch of turns (prompt ids, completion ids, old log-probabilities, advantage), `minibatches` optimizer steps. Returns stats."""
     policy.train()
-    stats, steps = Counter(), 0
-    order = list(range(len(turns))) if cfg.minibatches == 1 else random.sample(range(len(turns)), len(turns))
+    stats, norms = Counter(), []
+    order = list(range(len(turns))) if cfg.minibatches == 1 else torch.randperm(len(turns)).tolist()
     for m in range(cfg.minibatches):
         part = [turns[i] for i in order[m::cfg.minibatches]]
         if not part:
             continue
-        for groups in micro_batches(part, cfg.update_tokens):
+        for groups, weight in rank_batches(policy, part, cfg.update_tokens):
             flat = [turn for group in groups for turn in group]
             logprobs, mask, entropy = token_logprobs(policy, [(group[0][0], [turn[1] for turn in group]) for group in groups], cfg.temperature)
             old = torch.zeros_like(logprobs).masked_scatter(mask, torch.tensor([lp for turn in flat for lp in turn[2]], device=mask.device))
             advantages = torch.tensor([turn[3] for turn in flat], device=mask.device)
-            share = len(flat) / len(part)                                                        # the mean over the batch, not over micro-batches
+            share = weight * len(flat) / len(part)                                               # the mean over the batch, not over micro-batches
             loss = grpo_loss(logprobs, old, advantages, mask, cfg.clip_eps) * share
             loss.backward()
             with torch.no_grad():
@@ -760,53 +922,267 @@ def update(policy, optimizer, turns, cfg):
                 stats["entropy"] += entropy.item() * share
                 stats["clipped"] += (difference.exp() - 1).abs().gt(cfg.clip_eps).float().mean().item() * share
                 stats["mismatch"] = max(stats["mismatch"], difference.abs().max().item() if m == 0 else 0.0)
-        stats["grad_norm"] += optimizer.step(cfg.max_grad_norm)
-        steps += 1
+        norms.append(optimizer.step(cfg.max_grad_norm))
     policy.eval()
-    return {name: value if name == "mismatch" else value / steps for name, value in stats.items()}
+    everywhere = from_all_ranks(dict(stats))
+    means = {name: sum(s.get(name, 0.0) for s in everywhere) / len(norms) for name in ("loss", "entropy", "clipped")}
+    return {**means, "mismatch": max(s.get("mismatch", 0.0) for s in everywhere), "grad_norm": sum(norms) / len(norms),
+            "skipped": sum(not math.isfinite(norm) for norm in norms)}
 
 
 # 9. Training
+def longest_prompts(tokenizer, examples, make_prompt, look=16):
+    """Token ids of the prompts with the most characters."""
+    texts = sorted((prompt_text(tokenizer, make_prompt(e)) for e in examples), key=len)[-look:]
+    return [tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"] for text in texts]
+
+
+def check_start(cfg, examples, make_prompt):
+    """Look at all that a run needs before the first slow step, and print the memory it takes. Raises InputError with every problem and its mend."""
+    problems, out = [], Path(cfg.out)
+    try:
+        segmentation.write_text(out / "writable", "")
+        segmentation.remove(out / "writable")
+    except segmentation.InputError as error:
+        problems.append(f"--out: {error}")
+    try:
+        torch.zeros(1, device=cfg.device)
+    except (RuntimeError, AssertionError) as error:
+        problems.append(f"--device {cfg.device}: not usable here ({str(error).splitlines()[0]}); --device cpu always is")
+    if cfg.shard and num_ranks() == 1:
+        problems.append("--shard: there is one process; start the script with torchrun --nproc-per-node N")
+    if cfg.shard and (cfg.lora_rank or cfg.optimizer != "adam"):
+        problems.append("--shard: goes with --optimizer adam and without --lora_rank; adapters fit one device without it")
+    if cfg.optimizer == "adam8bit" and cfg.device == "cpu":
+        problems.append("--optimizer adam8bit: needs a GPU; --optimizer adam does not")
+    shape, tokenizer = load_shape(cfg.model)
+    numbers, vocabulary = sum(p.numel() for p in shape.parameters()), shape.get_input_embeddings().num_embeddings
+    positions = getattr(shape.config, "max_position_embeddings", None) or math.inf
+    try:
+        prompts = longest_prompts(tokenizer, examples, make_prompt)
+    except Exception as error:  # a chat template is a program of its own and fails in any way
+        problems.append(f"{cfg.model}: its chat template cannot write a prompt ({str(error).splitlines()[0]}); mend chat_template.jinja, or take another model")
+        prompts = [[0]]
+    longest = max(map(len, prompts))
+    if longest + cfg.max_new_tokens > positions:
+        problems.append(f"a prompt of {longest} tokens and --max_new_tokens {cfg.max_new_tokens} are more than the {positions} positions of {cfg.model}; "
+                        "lower --max_new_tokens, shorten the data, or take a model with more")
+    if max(map(max, prompts)) >= vocabulary:
+        problems.append(f"{cfg.model}: the tokenizer writes token {max(map(max, prompts))}, the model has {vocabulary}; copy the tokenizer that belongs to it")
+    learned = numbers // 100 if cfg.lora_rank else numbers
+    bytes_each = 4 + (2 if cfg.optimizer == "adam8bit" else 8) + 4 * (cfg.dtype != "float32")       # gradient, Adam, float32 copy
+    need = (numbers * (4 if cfg.dtype == "float32" else 2) + learned * bytes_each) / (num_ranks() if cfg.shard else 1)
+    on_gpu = cfg.device.startswith("cuda") and torch.cuda.is_available()
+    have = torch.cuda.get_device_properties(0).total_memory if on_gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gb = lambda n: f"{n / 1e9:.3g} GB"  # noqa: E731
+    print(f"{numbers / 1e6:.3g} million weights; {gb(need)} for weights, gradients and Adam on each device, of {gb(have)}; the rest is for activations")
+    if need > have:
+        problems.append(f"{gb(need)} for weights, gradients and Adam: the device has {gb(have)}; --lora_rank 64, --dtype bfloat16, or more devices and --shard")
+    free = shutil.disk_usage(out).free if out.is_dir() else math.inf
+    if free < 3 * 12 * learned:
+        problems.append(f"--out {out}: {gb(free)} free; two checkpoints and the next take {gb(36 * learned)}; make room, or take another disk")
+    if problems:
+        raise segmentation.InputError("; ".join(problems) if len(problems) == 1 else f"{len(problems)} problems\n  " + "\n  ".join(problems))
+
+
 def validate(policy, tokenizer, examples, make_prompt, reward_fn, extend, cfg):
     """Share of rewards of 1 (an exact step, a solved problem) and mean reward on the validation examples, with a fixed seed; one completion to look at."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(12345)
-        episodes = play(policy, tokenizer, examples, cfg.val_samples, make_prompt, extend, cfg, temperature=0 if cfg.val_samples == 1 else cfg.temperature)
-    r = torch.tensor([[reward_fn(e.turns[-1][3], e.example) for e in group] for group in episodes])
-    return {"val_exact": (r >= 1).float().mean().item(), "val_reward": r.mean().item(), "val_completion": episodes[0][0].turns[-1][3]}
+    def attempt(part):
+        with gathered(policy):
+            groups = play(policy, tokenizer, [e for _, e in part], cfg.val_samples, make_prompt, extend, cfg,
+                          temperature=0 if cfg.val_samples == 1 else cfg.temperature, seeds=[f"validation {i}" for i, _ in part])
+        return [(group[0].turns[-1][3], [reward_fn(e.turns[-1][3], e.example) for e in group]) for group in groups]
+    pairs = on_all_ranks(attempt, list(enumerate(examples)))
+    r = torch.tensor([values for _, values in pairs])
+    return {"val_exact": (r >= 1).float().mean().item(), "val_reward": r.mean().item(), "val_completion": pairs[0][0]}
 
 
-def save_model(policy, tokenizer, folder):
+def alarms(log, cfg):
+    """{name: what looks wrong and its mend} after the last line of a log; a pure function of the lines."""
+    line, found = log[-1], {}
+    steps = [x for x in log if "reward" in x]
+    mean = lambda name, part: sum(x.get(name) or 0.0 for x in part) / len(part)  # noqa: E731
+    if "reward" in line:
+        if len(steps) >= 3 and not any(x["kept"] for x in steps[-3:]):
+            why = "too easy: take harder ones" if line["exact"] > 0.5 else "too hard for this policy: train it with SRL first (02), or take easier ones"
+            found["no signal"] = (f"no group of the last {sum(x['sampled'] for x in steps[-3:])} had a reward difference (a std above --eps {cfg.eps}), so "
+                                  f"there is nothing to learn from (mean reward {line['reward']:.3f}); the problems are {why}")
+        if line["bad_format"] > 0.95:
+            found["format"] = ("fewer than 5 % of the completions keep the format <think> .. </think> step: look at completions.txt; "
+                               "start from a model that follows the prompt, or raise --max_new_tokens")
+        if line["truncated"] > 0.5:
+            found["truncated"] = (f"{line['truncated']:.0%} of the completions were cut at {cfg.max_new_tokens} tokens: "
+                                  f"raise the length to --max_new_tokens {2 * cfg.max_new_tokens}")
+        if len(steps) >= 20:
+            windows = [steps[i:i + 10] for i in range(0, len(steps) - 19, 5)]
+            best, now = max(windows, key=lambda part: mean("exact", part)), steps[-10:]
+            if mean("exact", now) < 0.5 * mean("exact", best) and mean("reward", now) > mean("reward", best) + 0.01:
+                found["near copies"] = (f"the mean reward rises ({mean('reward', best):.3f} to {mean('reward', now):.3f}) while exact steps fall "
+                                        f"({mean('exact', best):.1%} to {mean('exact', now):.1%}): --learning_rate {cfg.learning_rate / 3:.2g} or less")
+            first = mean("entropy", steps[:10])
+            if 0 < mean("entropy", now) < 0.1 * first and mean("exact", now) < 0.5:
+                found["entropy"] = (f"the entropy fell from {first:.3g} to {mean('entropy', now):.3g}, and most steps are still wrong: the policy "
+                                    f"tries nothing new any more; begin again with --learning_rate {cfg.learning_rate / 3:.2g} or a higher --temperature")
+        if line.get("mismatch", 0) > 0.02 and cfg.dtype == "float32" or cfg.minibatches == 1 and line.get("clipped", 0) > 0.02:
+            found["mismatch"] = (f"log-probabilities of rollout and update differ by {line['mismatch']:.2g} ({line['clipped']:.1%} of the tokens clipped): "
+                                 "the two passes do not compute the same; try --dtype float32, and report the model")
+        if line.get("skipped"):
+            found["not finite"] = ("a gradient was not finite: the step was skipped, its batch stands in not_finite.jsonl; "
+                                   f"lower --learning_rate {cfg.learning_rate:.2g}, or try --dtype float32")
+    vals = [x for x in log if "val_exact" in x]
+    if "val_exact" in line and len(vals) > 2 and all(x[name] < vals[0][name] for x in vals[-2:] for name in ("val_exact", "val_reward")):
+        found["worse"] = (f"validation is worse than before training, twice in a row (reward {line['val_reward']:.3f}, {vals[0]['val_reward']:.3f} before): "
+                          f"--learning_rate {cfg.learning_rate / 3:.2g} or less")
+    return found
+
+
+def tell_alarms(log, cfg):
+    """The names of the alarms after the last line of a log; what was not told before is told."""
+    told = {name for line in log for name in line.get("alarms", ())}
+    found = alarms(log, cfg)
+    for name in sorted(set(found) - told):
+        tqdm.write(f"ALARM ({name}): {found[name]}")
+    return sorted(set(found) | set(log[-1].get("alarms", ())))
+
+
+def save_model(policy, tokenizer, folder, dtype=None):
     """A model folder, complete or absent: written aside, then renamed."""
-    aside = Path(f"{folder}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    policy.save_pretrained(aside, state_dict=merged_weights(policy))
-    tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    weights = merged_weights(policy, dtype)
+    if rank() == 0:
+        with segmentation.written(folder) as aside:
+            policy.save_pretrained(aside, state_dict=weights)
+            tokenizer.save_pretrained(aside)
 
 
-def save_checkpoint(path, **state):
-    torch.save(state, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)
+def save_checkpoint(out, optimizer, run, cfg):
+    """All that a run needs to go on, complete or absent, with the log beside it. The checkpoint before it stays as checkpoint.previous.pt."""
+    state = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "config": asdict(cfg), "run": run}
+    if rank() == 0:
+        segmentation.write_jsonl(out / "log.jsonl", run["log"])
+        with segmentation.written(out / "checkpoint.pt") as aside:
+            torch.save(state, aside)
+            if (out / "checkpoint.pt").exists():
+                os.replace(out / "checkpoint.pt", out / "checkpoint.previous.pt")
 
 
-def load_checkpoint(path, cfg):
-    """The state of an interrupted run, or None. Raises InputError where it was made with other settings."""
-    if not path.exists():
-        return None
-    state = torch.load(path, weights_only=True)
-    changed = [f"{k} {state['config'].get(k)!r} -> {v!r}" for k, v in asdict(cfg).items() if state["config"].get(k) != v]
-    if changed:
-        what = "; ".join(changed)
-        raise segmentation.InputError(f"{path.parent}: an earlier run with other settings stands here ({what}); give another --out, or delete the folder")
-    return state
+FREE = ("continue_changed", "save_every", "report_to", "shard")      # settings that change nothing of what is learned
 
 
-def warn_once(told, name, message):
-    if name not in told:
-        told.add(name)
-        tqdm.write(f"note: {message}")
+def load_checkpoint(out, cfg):
+    """The newest whole checkpoint of an interrupted run, or None. Raises InputError where it was made with other settings."""
+    for path in (out / "checkpoint.pt", out / "checkpoint.previous.pt"):
+        if not path.exists():
+            continue
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            before = state["config"]
+        except Exception as error:  # torch has many ways to say that a file is not whole
+            print(f"{path}: damaged ({str(error).splitlines()[0][:80]}), left aside", file=sys.stderr)
+            continue
+        changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in asdict(cfg).items() if k not in FREE and before.get(k) != v]
+        if changed and not cfg.continue_changed:
+            raise segmentation.InputError(f"{out}: an earlier run with other settings stands here ({'; '.join(changed)}); give another --out, "
+                                          "delete the folder, or go on with the new ones: --continue_changed")
+        return state
+    return None
+
+
+def start(cfg, run, examples, make_prompt):
+    """(policy, tokenizer, optimizer) of a run that begins, or goes on where its checkpoint left it: `run` is then filled with its state."""
+    check_start(cfg, examples, make_prompt)
+    state = load_checkpoint(Path(cfg.out), cfg)
+    policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype)
+    torch.manual_seed(cfg.seed)
+    if cfg.shard:
+        shard(policy, getattr(torch, cfg.dtype))
+    optimizer = make_optimizer(policy, cfg)
+    if state:
+        run.update(state["run"])
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        print(f"{cfg.out}: continuing after update {run['step']}", file=sys.stderr)
+    return policy, tokenizer, optimizer
+
+
+@contextmanager
+def saved_first(optimizer, save, alone):
+    """Ctrl-C, SIGTERM, no memory, a device that is gone: whatever ends the block, what was learned until the last whole update is saved first.
+
+    A signal that comes while the weights are ahead of the run's state waits until they agree (`written_down`). alone: saving needs no other rank.
+    """
+    def stop(*_):
+        optimizer.stop = True
+        if not optimizer.ahead:
+            raise KeyboardInterrupt
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if alone and not optimizer.ahead and not isinstance(error, segmentation.InputError):
+            save()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def written_down(optimizer):
+    """The run's state now includes the last update: stop here if a signal came in between."""
+    optimizer.ahead = False
+    if optimizer.stop:
+        raise KeyboardInterrupt
+
+
+def write_completions(path, size, step, look):
+    """Append a few completions of an update, for a person to read. What stands behind `size` bytes is of updates made again. Returns the new size."""
+    if rank():
+        return size
+    place = lambda e: f", step {e['k']} of {e['n']}" if "k" in e else ""  # noqa: E731
+    text = "".join(f"=== update {step}, problem {e['id']}{place(e)}: reward {value:.3f}\n{completion}\n--- expected: {e.get('action') or e.get('answer')}\n\n"
+                   for e, value, completion in look)
+    with segmentation.told(path), open(path, "ab") as file:
+        file.truncate(size)
+        file.write(text.encode("utf-8", "replace"))
+        return file.tell()
+
+
+def make_tracker(cfg):
+    """report(line): sends the numbers of a log line to where --report_to says. Raises InputError where the package is missing."""
+    if cfg.report_to == "none" or rank():
+        return lambda line: None
+    numbers = lambda line: {k: v for k, v in line.items() if isinstance(v, (int, float))}  # noqa: E731
+    try:
+        if cfg.report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+            writer = SummaryWriter(cfg.out)
+            return lambda line: [writer.add_scalar(name, value, line["step"]) for name, value in numbers(line).items()]
+        tracker = import_module(cfg.report_to)                                                   # trackio has wandb's interface
+        tracker.init(project="srl", name=Path(cfg.out).name, config=asdict(cfg), resume="allow")
+        return lambda line: tracker.log(numbers(line), step=line["step"])
+    except ImportError:
+        raise segmentation.InputError(f"--report_to {cfg.report_to}: not installed; pip install {cfg.report_to}") from None
+
+
+def finite(line):
+    """A log line as strict JSON: a number that is not finite becomes null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+
+def finish(out, run):
+    """The last words of a run."""
+    counts = Counter(name for line in run["log"] for name in line.get("alarms", ()))
+    if counts:
+        print("alarms: " + ", ".join(f"{name} {n} times" for name, n in counts.items()))
+    print(f"{out / 'model'}: the best policy by validation, exact {run['best'][0]:.1%}, reward {run['best'][1]:.3f}; log in {out / 'log.jsonl'}")
+
+
+def show(line, names):
+    tqdm.write(f"update {line['step']}: " + ", ".join(f"{name} {line[name]:.3g}" for name in names if line.get(name) is not None))
+    if line["step"]:
+        tqdm.write(f"  on validation: {line['val_completion']!r}")
+
+
+SHOWN = ("loss", "exact", "reward", "kept", "sampled", "tokens", "val_exact", "val_reward")
 
 
 def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
@@ -814,74 +1190,57 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
 
     Runs until cfg.rollouts completions have been sampled. Started again after an interruption it continues, with the same result.
     """
-    out = Path(cfg.out)
-    out.mkdir(parents=True, exist_ok=True)
-    state = load_checkpoint(out / "checkpoint.pt", cfg)
-    policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype)
-    torch.manual_seed(cfg.seed)
-    optimizer = make_optimizer(policy, cfg)
-    cursor = Cursor(examples, cfg.seed)
-    step, done, best, log = 0, 0, (-1.0, -1.0), []
-    if state:
-        policy.load_state_dict(state["policy"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        cursor.place, step, done, best, log = state["place"], state["step"], state["done"], tuple(state["best"]), state["log"]
-        if not state["finished"]:
-            print(f"{out}: continuing after update {step}")
-    told = set()
-
-    def check_and_save(finished):
-        """Validate, keep the model if it is the best so far, write log and checkpoint."""
-        nonlocal best
-        record = validate(policy, tokenizer, val_examples, make_prompt, reward_fn, extend, cfg)
-        if (record["val_exact"], record["val_reward"]) > best:
-            best = (record["val_exact"], record["val_reward"])
-            save_model(policy, tokenizer, out / "model")
-        if log:
-            log[-1].update(record)
-        segmentation.write_jsonl(out / "log.jsonl", log or [{"step": 0, **record}])
-        save_checkpoint(out / "checkpoint.pt", policy=policy.state_dict(), optimizer=optimizer.state_dict(), rng=torch.get_rng_state(), place=cursor.place,
-                        step=step, done=done, best=best, log=log, config=asdict(cfg), finished=finished)
-        return record
-
-    if not state:
-        log.append({"step": 0, "done": 0})
-        record = check_and_save(False)
-        print(f"before training: exact {record['val_exact']:.1%}, reward {record['val_reward']:.3f} on {len(val_examples)} validation prompts")
-    bar = tqdm(total=cfg.rollouts, initial=done, unit="rollout", desc=f"{out.name}", dynamic_ncols=True)
-    while done < cfg.rollouts:
-        for part in optimizer.param_groups:
-            part["lr"] = cfg.learning_rate * min(1.0, (cfg.rollouts - done) / max(cfg.decay * cfg.rollouts, 1))
-        recent = [line for line in log[-8:] if "kept" in line]
-        share = sum(line["kept"] for line in recent) / max(sum(line["sampled"] for line in recent), 1) if recent else 1.0
-        groups, stats = collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, share)
-        done += stats["completions"]
-        started = time.time()
-        if groups:
+    out, cursor = Path(cfg.out), Cursor(examples, cfg.seed)
+    run = {"step": 0, "done": 0, "place": 0, "best": (-1.0, -1.0), "log": [{"step": 0, "done": 0}], "completions": 0}
+    policy, tokenizer, optimizer = start(cfg, run, [*examples, *val_examples], make_prompt)
+    cursor.place = run["place"]
+    save, track = partial(save_checkpoint, out, optimizer, run, cfg), make_tracker(cfg)
+    for line in run["log"]:
+        if "val_exact" in line:
+            show(line, SHOWN)
+    bar = tqdm(total=cfg.rollouts, initial=run["done"], unit="rollout", desc=out.name, dynamic_ncols=True, disable=rank() > 0)
+    with saved_first(optimizer, save, not cfg.shard):
+        while True:
+            line, finished = run["log"][-1], run["done"] >= cfg.rollouts
+            if "val_exact" not in line and (finished or run["step"] % cfg.eval_every == 0):
+                line = {**line, **validate(policy, tokenizer, val_examples, make_prompt, reward_fn, extend, cfg)}
+                if (line["val_exact"], line["val_reward"]) > tuple(run["best"]):
+                    save_model(policy, tokenizer, out / "model", getattr(torch, cfg.dtype))
+                log = [*run["log"][:-1], line]
+                line["alarms"] = tell_alarms(log, cfg)
+                run.update(log=log, best=max(tuple(run["best"]), (line["val_exact"], line["val_reward"])))
+                save()
+                track(line)
+                show(line, SHOWN)
+            if finished:
+                break
+            for part in optimizer.param_groups:
+                part["lr"] = cfg.learning_rate * min(1.0, (cfg.rollouts - run["done"]) / max(cfg.decay * cfg.rollouts, 1))
+            recent = [line for line in run["log"][-8:] if "kept" in line]
+            share = sum(line["kept"] for line in recent) / max(sum(line["sampled"] for line in recent), 1) if recent else 1.0
+            groups, stats = collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, share)
+            look, started = stats.pop("look"), time.time()
             # the turns of an episode share its advantage
             turns = [(*turn[:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True) for turn in e.turns]
-            stats.update(update(policy, optimizer, turns, cfg))
-        else:
-            warn_once(told, "no signal", f"no group of {stats['sampled']} had a reward difference, so there is nothing to learn from "
-                      f"(mean reward {stats['reward']:.3f}): the problems are too hard for this policy (train it with SRL first) or too easy")
-        if stats["truncated"] > 0.5:
-            warn_once(told, "truncated", f"{stats['truncated']:.0%} of the completions were cut at {cfg.max_new_tokens} tokens: raise --max_new_tokens")
-        if stats["bad_format"] > 0.95:
-            warn_once(told, "format", "fewer than 5 % of the completions keep the format <think> .. </think> step: start from a model that follows the prompt")
-        step += 1
-        log.append({"step": step, "done": done, **stats, "seconds_update": time.time() - started})
-        bar.update(stats["completions"])
-        bar.set_postfix(exact=f"{stats['exact']:.1%}", reward=f"{stats['reward']:.3f}", kept=f"{stats['kept']}/{stats['sampled']}", val=f"{best[0]:.1%}")
-        if step % cfg.eval_every == 0 or done >= cfg.rollouts:
-            record = check_and_save(done >= cfg.rollouts)
-            e = next(iter(groups), [[None]])[0][0]
-            shown = ("exact", "reward", "kept", "sampled", "tokens", "val_exact", "val_reward")
-            tqdm.write(f"update {step}: " + ", ".join(f"{name} {log[-1][name]:.3g}" for name in shown))
-            if e and step % (5 * cfg.eval_every) == 0:
-                tqdm.write(f"  a completion with reward {reward_fn(e.turns[-1][3], e.example):.3f}: {e.turns[-1][3]!r}")
+            if turns:
+                stats.update(update(policy, optimizer, turns, cfg))
+            if stats.get("skipped") and rank() == 0:
+                names = ("prompt", "completion", "logprobs", "advantage")
+                segmentation.write_jsonl(out / "not_finite.jsonl", [dict(zip(names, turn, strict=True)) for turn in turns])
+            line = finite({"step": run["step"] + 1, "done": run["done"] + stats["completions"], **stats, "seconds_update": time.time() - started})
+            line["alarms"] = tell_alarms([*run["log"], line], cfg)
+            run.update(step=line["step"], done=line["done"], place=cursor.place, log=[*run["log"], line],
+                       completions=write_completions(out / "completions.txt", run["completions"], line["step"], look))
+            written_down(optimizer)
+            bar.update(stats["completions"])
+            kept = f"{stats['kept']}/{stats['sampled']}"
+            bar.set_postfix(exact=f"{stats['exact']:.1%}", reward=f"{stats['reward']:.3f}", kept=kept, val=f"{run['best'][0]:.1%}")
+            if run["step"] % cfg.eval_every:
+                track(line)
+                if run["step"] % cfg.save_every == 0:
+                    save()
     bar.close()
-    print(f"{out / 'model'}: the best policy by validation, exact {best[0]:.1%}, reward {best[1]:.3f}; log in {out / 'log.jsonl'}")
+    finish(out, run)
 
 
 # 10. SFT: the baseline on the same examples
@@ -905,62 +1264,73 @@ def sft_reward(completion, example):
     return cached_similarity(action_of(completion), example["action"])
 
 
+def sft_loss(policy, part, cfg):
+    """Mean cross-entropy of a batch of turns over its tokens; its gradient is added to the weights'."""
+    tokens, total = sum(len(turn[1]) for turn in part), 0.0
+    for groups, weight in rank_batches(policy, part, cfg.update_tokens):
+        logprobs, _, _ = token_logprobs(policy, [(group[0][0], [turn[1] for turn in group]) for group in groups])
+        loss = -logprobs.sum() * weight / tokens
+        loss.backward()
+        total += loss.item()
+    return sum(from_all_ranks(total))
+
+
 def train_sft(cfg, examples, val_examples):
     """Cross-entropy on the expert's text; Adam, cosine with 30 % warmup as in the paper; the best epoch by validation is kept in cfg.out/model.
 
-    An example may carry its own `target` text (rejection sampling writes such files).
+    An example may carry its own `target` text (rejection sampling writes such files). Started again after an interruption it continues, with the same result.
     """
-    out = Path(cfg.out)
-    out.mkdir(parents=True, exist_ok=True)
-    state = load_checkpoint(out / "checkpoint.pt", cfg)
-    if state:
-        print(f"{out / 'model'}: finished before, the best epoch by validation had exact {state['best'][0]:.1%}")
-        return
-    policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype)
+    out, make_prompt = Path(cfg.out), with_prompt_file(srl_prompt, cfg.prompt_file)
+    run = {"step": 0, "losses": [], "best": (-1.0, -1.0), "log": []}
+    texts = [example.get("target") or sft_target(example, cfg.sft_target) for example in examples]
+    policy, tokenizer, optimizer = start(cfg, run, [*examples, *val_examples], make_prompt)
     eos = eos_ids(policy, tokenizer)[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    make_prompt = with_prompt_file(srl_prompt, cfg.prompt_file)
     turns = []
-    for example in examples:
-        prompt, text = encode(tokenizer, make_prompt(example)), example.get("target") or sft_target(example, cfg.sft_target)
+    for example, text in zip(examples, texts, strict=True):
+        prompt = encode(tokenizer, make_prompt(example))
         if opened_thought(tokenizer, prompt):                                                    # go on from there: thoughts, or none
             text = text.removeprefix("<think>") if text.startswith("<think>") else f"</think>\n{text}"
         turns.append((prompt, tokenizer(text, add_special_tokens=False)["input_ids"] + [eos]))
-    optimizer = make_optimizer(policy, cfg)
-    total = cfg.epochs * math.ceil(len(turns) / cfg.sft_batch)
-    warmup = 0.3 * total                                                                         # (paper: 0.3, then cosine)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer.adam, lambda s: min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, s - warmup) / (total - warmup)))))
-    rng, best, log, step = random.Random(cfg.seed), (-1.0, -1.0), [], 0
-    bar = tqdm(total=total, desc=out.name, unit="batch", dynamic_ncols=True)
-    for epoch in range(1, cfg.epochs + 1):
-        policy.train()
-        order = rng.sample(range(len(turns)), len(turns))
-        losses = []
-        for begin in range(0, len(order), cfg.sft_batch):
-            part = [turns[i] for i in order[begin:begin + cfg.sft_batch]]
-            for groups in micro_batches(part, cfg.update_tokens):
-                logprobs, _, _ = token_logprobs(policy, [(group[0][0], [turn[1] for turn in group]) for group in groups])
-                loss = -logprobs.sum() / sum(len(turn[1]) for turn in part)
-                loss.backward()
-                losses.append(loss.item())
-            optimizer.step(cfg.max_grad_norm)
-            schedule.step()
-            step += 1
+    rng, num = random.Random(cfg.seed), math.ceil(len(turns) / cfg.sft_batch)                    # num: batches in an epoch
+    order = [rng.sample(turns, len(turns)) for _ in range(cfg.epochs)]
+    total, warmup = cfg.epochs * num, 0.3 * cfg.epochs * num                                     # (paper: 0.3, then cosine)
+    save, track = partial(save_checkpoint, out, optimizer, run, cfg), make_tracker(cfg)
+    shown = ("loss", "val_exact", "val_reward")
+    for line in run["log"]:
+        show(line, shown)
+    bar = tqdm(total=total, initial=run["step"], desc=out.name, unit="batch", dynamic_ncols=True, disable=rank() > 0)
+    with saved_first(optimizer, save, not cfg.shard):
+        while True:
+            epoch, place = divmod(run["step"], num)
+            if place == 0 and epoch > len(run["log"]):
+                line = finite({"epoch": epoch, "step": run["step"], "loss": sum(run["losses"]) * cfg.sft_batch / len(turns),
+                               **validate(policy.eval(), tokenizer, val_examples, make_prompt, sft_reward, None, cfg)})
+                if (line["val_exact"], line["val_reward"]) > tuple(run["best"]):
+                    save_model(policy, tokenizer, out / "model", getattr(torch, cfg.dtype))
+                run.update(log=[*run["log"], line], best=max(tuple(run["best"]), (line["val_exact"], line["val_reward"])), losses=[])
+                save()
+                track(line)
+                show(line, shown)
+            if run["step"] == total:
+                break
+            s = run["step"]
+            for group in optimizer.param_groups:
+                group["lr"] = cfg.learning_rate * min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0.0, s - warmup) / (total - warmup))))
+            policy.train()
+            loss = sft_loss(policy, order[epoch][place * cfg.sft_batch:(place + 1) * cfg.sft_batch], cfg)
+            if not math.isfinite(optimizer.step(cfg.max_grad_norm)):
+                tqdm.write(f"ALARM (not finite): the gradient of batch {s + 1} was not finite, its step was skipped; lower --learning_rate, or --dtype float32")
+            run.update(step=s + 1, losses=[*run["losses"], loss])
+            written_down(optimizer)
             bar.update()
-        record = validate(policy.eval(), tokenizer, val_examples, make_prompt, sft_reward, None, cfg)
-        log.append({"epoch": epoch, "step": step, "loss": sum(losses) * cfg.sft_batch / len(turns), **record})
-        if (record["val_exact"], record["val_reward"]) > best:
-            best = (record["val_exact"], record["val_reward"])
-            save_model(policy, tokenizer, out / "model")
-        segmentation.write_jsonl(out / "log.jsonl", log)
-        tqdm.write(f"epoch {epoch}: " + ", ".join(f"{k} {log[-1][k]:.4g}" for k in ("loss", "val_exact", "val_reward")))
+            if run["step"] % cfg.save_every == 0 and run["step"] % num:
+                save()
     bar.close()
-    save_checkpoint(out / "checkpoint.pt", config=asdict(cfg), best=best, finished=True)
-    print(f"{out / 'model'}: the best epoch by validation, exact {best[0]:.1%}; log in {out / 'log.jsonl'}")
+    finish(out, run)
 
 
 CHOICES = {"method": ("srl", "sft"), "sft_target": ("outline", "reasoning", "student"), "recipe": ("miniature", "paper"), "optimizer": ("adam", "adam8bit"),
-           "dtype": ("float32", "bfloat16"), "mode": ("stepwise", "single")}
+           "dtype": ("float32", "bfloat16"), "mode": ("stepwise", "single"), "report_to": ("none", "tensorboard", "trackio", "wandb")}
 
 
 def parse_flags(defaults, description, recipes=PAPER):
@@ -977,21 +1347,33 @@ def parse_flags(defaults, description, recipes=PAPER):
         how = {"action": argparse.BooleanOptionalAction} if isinstance(value, bool) else {"type": type(value), "choices": CHOICES.get(field.name)}
         parser.add_argument(f"--{field.name}", default=value, help=" ", **how)
     cfg = replace(defaults, **vars(parser.parse_args()))
+    wrong = []
     for name, value in vars(cfg).items():
-        if type(value) is int and value < (0 if name in ("seed", "lora_rank") else 1):
-            raise segmentation.InputError(f"--{name} {value}: must be at least {0 if name in ('seed', 'lora_rank') else 1}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+        least = 0 if name in ("seed", "lora_rank", "decay", "eps", "clip_eps") else 1 if type(value) is int else 1e-12
+        if type(value) in (int, float) and not least <= value < math.inf:
+            wrong.append(f"--{name} {value}: must be {'at least' if type(value) is int or least == 0 else 'greater than'} {round(least)}")
+    if wrong:
+        raise segmentation.InputError("; ".join(wrong))
     return cfg
 
 
+TEXTS = ("problem", "partial", "action", "title", "system", "thoughts", "student_thoughts", "target")
+
+
 def read_examples(cfg, names=("id", "problem", "action", "k", "n")):
-    """(training, validation) examples of cfg.data."""
+    """(training, validation) examples of cfg.data. Raises InputError that lists what is wrong with them."""
     if not Path(cfg.data).is_dir():
         raise segmentation.InputError(f"{cfg.data}: no such folder; make it with python 01_segment.py, or give another with --data")
-    return tuple(segmentation.read_jsonl(Path(cfg.data) / f"{part}.jsonl", names) for part in ("train", "val"))
+    parts = [segmentation.read_jsonl(Path(cfg.data) / f"{part}.jsonl", names, {**dict.fromkeys(TEXTS, str), "k": int, "n": int, "context": list})
+             for part in ("train", "val")]
+    both = {str(e["id"]) for e in parts[0]} & {str(e["id"]) for e in parts[1]}
+    if both:
+        raise segmentation.InputError(f"{cfg.data}: {len(both)} problems are in train.jsonl and in val.jsonl, such as {min(both)}; 01_segment.py parts them")
+    return tuple([{"partial": "", **example} for example in part] for part in parts)
 
 
 def main():
+    join_ranks()
     cfg = parse_flags(Config(), __doc__.split("\n")[0])
     examples, val_examples = read_examples(cfg)
     if cfg.method == "srl":

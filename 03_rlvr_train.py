@@ -10,6 +10,7 @@ in:      runs/data/train.jsonl, val.jsonl (01_segment.py; their problems and ans
 out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it
 command: python 03_rlvr_train.py                                                     # 2 CPU cores, about 7 min
          python 03_rlvr_train.py --model miniature/base --out runs/rlvr              # RLVR alone
+         torchrun --nproc-per-node 8 03_rlvr_train.py                                # 8 GPUs
 """
 import inspect
 import itertools
@@ -247,6 +248,7 @@ def rlvr_reward(completion, example):
 
 
 def main():
+    srl.join_ranks()
     cfg = srl.parse_flags(Config(), __doc__.split("\n")[0], {"srl": PAPER})
     examples, val_examples = (with_answers(unsolved(part)) for part in srl.read_examples(cfg, ("id", "problem")))
     make_prompt, extend = MODES[cfg.mode]

@@ -4,19 +4,21 @@ Prompt, episode and grader are those of 03, so the number that is reported is th
 grades them again without a model.
 
 in:      benchmarks (files with problem and answer, or names: amc23 aime24 aime25 minerva math500) and any number of models
-out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers per problem and what made them), table.md and figure.png beside them
+out:     runs/eval/NAME/BENCHMARK.jsonl (completions; started again, it goes on where they end), results/latest/NAME.json (numbers per problem and what made them), table.md and figure.png beside them
 command: python 04_eval.py                                                    # base and every model in runs/, 2 CPU cores, about 30 s a model
          python 04_eval.py --models mine=runs/my_run/model --results results/mine
          python 04_eval.py --benchmarks amc23 aime24 --mode single --max_new_tokens 4096 --models mine=FOLDER        # real ones, from the hub
          python 04_eval.py --table results/miniature                          # table and figure over all seeds, no model
 """
 import argparse
+import hashlib
+import inspect
 import json
 import math
 import platform
 import subprocess
 from collections import Counter
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 import torch
@@ -86,35 +88,74 @@ def attempt_record(episode):
     return {"turns": [turn[3] for turn in episode.turns], "tokens": [len(turn[1]) for turn in episode.turns], "finished": episode.finished}
 
 
+def read_kept(path, settings):
+    """The records of a file of ours that begins with these settings: [] where it was made with others, is not there, or ends in a line that was cut."""
+    if not path.exists():
+        return []
+    first, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        return [json.loads(line) for line in lines[:-1]] if json.loads(first) == settings else []
+    except ValueError:
+        return []
+
+
+def add_kept(path, settings, records, known):
+    """Write records behind the `known` ones of a file that begins with the settings."""
+    if srl.rank() == 0 and not known:
+        segmentation.write_jsonl(path, [settings, *records])
+    elif srl.rank() == 0:
+        with segmentation.told(path), path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
 def attempts_file(path, settings, policy_of, problems, args):
-    """The attempts at each problem: read from `path` where it was made with the same settings, else sampled and written there."""
-    if path.exists():
-        first, *records = segmentation.read_jsonl(path)
-        if first == settings:
-            return records
+    """The attempts at each problem: those in `path` that were made with the same settings; the others are sampled, some problems at a time, and added."""
+    known = read_kept(path, settings)
+    if len(known) >= len(problems):
+        return known
     if args.regrade:
         raise segmentation.InputError(f"{path}: no completions with these settings to grade again; run without --regrade")
     policy, tokenizer = policy_of()
     make_prompt, extend = rlvr.MODES[args.mode]
     make_prompt = srl.with_prompt_file(make_prompt, args.prompt_file)
     cfg = rlvr.Config(max_new_tokens=args.max_new_tokens, max_turns=args.max_turns, max_rows=args.max_rows)
-    torch.manual_seed(args.seed)
-    examples = [{**p, "partial": ""} for p in problems]
-    greedy = srl.play(policy, tokenizer, examples, 1, make_prompt, extend, cfg, temperature=0)
-    sampled = srl.play(policy, tokenizer, examples, args.k, make_prompt, extend, cfg, temperature=args.temperature)
-    records = [{"id": p["id"], "answer": p["answer"], "greedy": attempt_record(g[0]), "sampled": [attempt_record(e) for e in s]}
-               for p, g, s in zip(problems, greedy, sampled, strict=True)]
-    segmentation.write_jsonl(path, [settings, *records])
-    return records
+
+    def attempt(part):
+        """The records of (number, problem) pairs."""
+        examples, seeds = [{**p, "partial": ""} for _, p in part], [f"{args.seed}, problem {i}" for i, _ in part]
+        greedy = srl.play(policy, tokenizer, examples, 1, make_prompt, extend, cfg, temperature=0)
+        sampled = srl.play(policy, tokenizer, examples, args.k, make_prompt, extend, cfg, temperature=args.temperature, seeds=seeds)
+        return [{"id": p["id"], "answer": p["answer"], "greedy": attempt_record(g[0]), "sampled": [attempt_record(e) for e in s]}
+                for (_, p), g, s in zip(part, greedy, sampled, strict=True)]
+    size = math.ceil(4 * args.max_rows * srl.num_ranks() / args.k)                                # problems at a time: enough rows for the places to stay taken
+    for begin in range(len(known), len(problems), size):
+        records = srl.on_all_ranks(attempt, list(enumerate(problems))[begin:begin + size])
+        add_kept(path, settings, records, known)
+        known += records
+    return known
 
 
-def grade(records):
+def grades_file(path, records, again):
+    """[(verdict of the greedy attempt, verdicts of the sampled ones)] of the records. Kept in `path` as they come: no attempt is graded twice."""
+    made_of = hashlib.sha256(json.dumps([records, inspect.getsource(rlvr), metadata.version("math-verify")]).encode()).hexdigest()
+    known = [] if again else read_kept(path, made_of)
+
+    def verdicts_of(part):
+        return [[rlvr.judge(record["greedy"]["turns"][-1], record["answer"]),
+                 [rlvr.judge(a["turns"][-1], record["answer"]) if a["finished"] else "truncated" for a in record["sampled"]]] for record in part]
+    for begin in range(len(known), len(records), 8 * srl.num_ranks()):
+        verdicts = srl.on_all_ranks(verdicts_of, records[begin:begin + 8 * srl.num_ranks()])
+        add_kept(path, made_of, verdicts, known)
+        known += verdicts
+    return known
+
+
+def grade(records, verdicts_of):
     """Per problem: greedy right (0/1), how many of the k samples are right; verdicts, tokens a response and a step over the samples."""
     verdicts, tokens, turns = Counter(), [], 0
     greedy, right = [], []
-    for record in records:
-        greedy.append(int(rlvr.is_correct(record["greedy"]["turns"][-1], record["answer"])))
-        grades = [rlvr.judge(a["turns"][-1], record["answer"]) if a["finished"] else "truncated" for a in record["sampled"]]
+    for record, (first, grades) in zip(records, verdicts_of, strict=True):
+        greedy.append(int(first == "right"))
         verdicts.update(grades)
         right.append(grades.count("right"))
         tokens += [sum(a["tokens"]) for a in record["sampled"]]
@@ -301,6 +342,7 @@ def main():
     parser.add_argument("--regrade", action="store_true", help="grade the kept completions again, without a model")
     parser.add_argument("--table", type=Path, help="only make table and figure of this folder")
     args = parser.parse_args()
+    srl.join_ranks()
     if args.table:
         return show(args.table)
     if args.k < 1:
@@ -317,7 +359,7 @@ def main():
         settings["dtype"] = args.dtype
     if args.prompt_file:
         settings["prompt"] = srl.with_prompt_file(rlvr.MODES[args.mode][0], args.prompt_file).keywords   # its words, not its name
-    bar = tqdm(total=len(models) * len(benchmarks), unit="benchmark", desc="evaluating", dynamic_ncols=True)
+    bar = tqdm(total=len(models) * len(benchmarks), unit="benchmark", desc="evaluating", dynamic_ncols=True, disable=srl.rank() > 0)
     for name, folder in models.items():
         loaded = []
         changed = max((p.stat().st_mtime for p in Path(folder).glob("*.safetensors")), default=0)  # a model trained anew is evaluated anew
@@ -331,11 +373,14 @@ def main():
         for benchmark, problems in benchmarks.items():
             bar.set_postfix_str(f"{name} on {benchmark}")
             path = args.completions / name / f"{benchmark}.jsonl"
-            result["benchmarks"][benchmark] = grade(attempts_file(path, {"model": str(folder), "changed": changed, **settings}, policy_of, problems, args))
+            records = attempts_file(path, {"model": str(folder), "changed": changed, **settings}, policy_of, problems, args)
+            result["benchmarks"][benchmark] = grade(records, grades_file(path.with_suffix(".grades.jsonl"), records, args.regrade))
             bar.update()
-        segmentation.write_text(args.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
+        if srl.rank() == 0:
+            segmentation.write_text(args.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
     bar.close()
-    show(args.results)
+    if srl.rank() == 0:
+        show(args.results)
 
 
 if __name__ == "__main__":
