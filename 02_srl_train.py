@@ -675,6 +675,7 @@ def shard(policy, dtype):
     policy.float()
     with torch.no_grad():
         policy(torch.zeros(1, 1, dtype=torch.long, device=policy.device))                         # FSDP learns here which module is the root
+    policy.reshard()
 
 
 @contextmanager
@@ -1037,12 +1038,13 @@ def alarms(log, cfg):
 
 
 def tell_alarms(log, cfg):
-    """The names of the alarms after the last line of a log; what was not told before is told."""
-    told = {name for line in log for name in line.get("alarms", ())}
-    found = alarms(log, cfg)
-    for name in sorted(set(found) - told):
-        tqdm.write(f"ALARM ({name}): {found[name]}")
-    return sorted(set(found) | set(log[-1].get("alarms", ())))
+    """{name: message} after the last line of a log, for that line. What no line before has is told; of the others the message stays empty."""
+    told, line = {name for before in log for name in before.get("alarms", ())}, log[-1]
+    found = {name: "" if name in told else message for name, message in alarms(log, cfg).items()}
+    for name, message in found.items():
+        if message:
+            tqdm.write(f"ALARM ({name}): {message}")
+    return {**found, **line.get("alarms", {})}
 
 
 def save_model(policy, tokenizer, folder, dtype=None):
@@ -1176,13 +1178,24 @@ def finish(out, run):
     print(f"{out / 'model'}: the best policy by validation, exact {run['best'][0]:.1%}, reward {run['best'][1]:.3f}; log in {out / 'log.jsonl'}")
 
 
-def show(line, names):
-    tqdm.write(f"update {line['step']}: " + ", ".join(f"{name} {line[name]:.3g}" for name in names if line.get(name) is not None))
+SHOWN = ("loss", "exact", "reward", "kept", "sampled", "tokens", "val_exact", "val_reward")
+
+
+def show(line):
+    """A line of the table on the screen: an update, or an epoch, with its validation."""
+    tqdm.write(f"update {line['step']}: " + ", ".join(f"{name} {line[name]:.3g}" for name in SHOWN if line.get(name) is not None))
     if line["step"]:
         tqdm.write(f"  on validation: {line['val_completion']!r}")
 
 
-SHOWN = ("loss", "exact", "reward", "kept", "sampled", "tokens", "val_exact", "val_reward")
+def show_again(log):
+    """What the screen showed before an interruption."""
+    for line in log:
+        for name, message in line.get("alarms", {}).items():
+            if message:
+                tqdm.write(f"ALARM ({name}): {message}")
+        if "val_exact" in line:
+            show(line)
 
 
 def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
@@ -1195,9 +1208,7 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
     policy, tokenizer, optimizer = start(cfg, run, [*examples, *val_examples], make_prompt)
     cursor.place = run["place"]
     save, track = partial(save_checkpoint, out, optimizer, run, cfg), make_tracker(cfg)
-    for line in run["log"]:
-        if "val_exact" in line:
-            show(line, SHOWN)
+    show_again(run["log"])
     bar = tqdm(total=cfg.rollouts, initial=run["done"], unit="rollout", desc=out.name, dynamic_ncols=True, disable=rank() > 0)
     with saved_first(optimizer, save, not cfg.shard):
         while True:
@@ -1211,7 +1222,7 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
                 run.update(log=log, best=max(tuple(run["best"]), (line["val_exact"], line["val_reward"])))
                 save()
                 track(line)
-                show(line, SHOWN)
+                show(line)
             if finished:
                 break
             for part in optimizer.param_groups:
@@ -1295,9 +1306,7 @@ def train_sft(cfg, examples, val_examples):
     order = [rng.sample(turns, len(turns)) for _ in range(cfg.epochs)]
     total, warmup = cfg.epochs * num, 0.3 * cfg.epochs * num                                     # (paper: 0.3, then cosine)
     save, track = partial(save_checkpoint, out, optimizer, run, cfg), make_tracker(cfg)
-    shown = ("loss", "val_exact", "val_reward")
-    for line in run["log"]:
-        show(line, shown)
+    show_again(run["log"])
     bar = tqdm(total=total, initial=run["step"], desc=out.name, unit="batch", dynamic_ncols=True, disable=rank() > 0)
     with saved_first(optimizer, save, not cfg.shard):
         while True:
@@ -1310,7 +1319,7 @@ def train_sft(cfg, examples, val_examples):
                 run.update(log=[*run["log"], line], best=max(tuple(run["best"]), (line["val_exact"], line["val_reward"])), losses=[])
                 save()
                 track(line)
-                show(line, shown)
+                show(line)
             if run["step"] == total:
                 break
             s = run["step"]
