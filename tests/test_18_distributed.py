@@ -1,0 +1,58 @@
+"""torchrun with two processes on a CPU: batches, rewards and weights of one process, whole and sharded; a rank that dies ends the job, which resumes."""
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import ranks
+import torch
+from conftest import ROOT
+
+SAME = ("step", "done", "reward", "exact", "bad_format", "kept", "sampled", "completions", "tokens", "truncated", "val_exact", "val_reward", "val_completion")
+
+
+def torchrun(out, *flags):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / "tests/ranks.py", str(out), *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The folder of the run in one process."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    ranks.run(*ranks.small(out))
+    return out
+
+
+def assert_same_run(out, one):
+    states = [torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu") for folder in (out, one)]
+    logs = [[{name: line.get(name) for name in SAME} for line in state["run"]["log"]] for state in states]
+    assert logs[0] == logs[1] and logs[0][-1]["step"] == 10
+    assert (out / "completions.txt").read_text() == (one / "completions.txt").read_text()
+    for a, b in zip(*(state["optimizer"]["weights"] for state in states), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_two_ranks_learn_the_same_as_one_with_whole_and_with_sharded_weights(srl, one, tmp_path):
+    result = torchrun(tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("the best policy by validation") == 2                             # one rank prints, for two runs
+    for kind in ("whole", "shard"):
+        assert_same_run(tmp_path / f"out-{kind}", one)
+    models = [srl.load_policy(str(folder / "model"))[0].state_dict() for folder in (one, tmp_path / "out-whole", tmp_path / "out-shard")]
+    for other in models[1:]:
+        assert set(other) == set(models[0])
+        for name, weight in models[0].items():
+            torch.testing.assert_close(weight, other[name], atol=1e-5, rtol=0)
+
+
+def test_a_rank_that_dies_ends_the_job_within_a_minute_and_another_number_of_ranks_continues(one, tmp_path):
+    begun = time.time()
+    result = torchrun(tmp_path / "out", "die")
+    assert result.returncode != 0 and "SIGKILL" in result.stderr or "exitcode  : -9" in result.stderr
+    log = [json.loads(line) for line in (tmp_path / "out-whole/log.jsonl").read_text().splitlines()]
+    assert 0 < log[-1]["step"] < 10 and time.time() - begun < 300
+    ranks.run(*ranks.small(tmp_path / "out-whole"))
+    assert_same_run(tmp_path / "out-whole", one)
