@@ -961,8 +961,10 @@ def check_start(cfg, examples, make_prompt):
     positions = getattr(shape.config, "max_position_embeddings", None) or math.inf
     try:
         prompts = longest_prompts(tokenizer, examples, make_prompt)
+        if not all(prompts):
+            raise ValueError("the tokenizer writes no tokens")
     except Exception as error:  # a chat template is a program of its own and fails in any way
-        problems.append(f"{cfg.model}: its chat template cannot write a prompt ({str(error).splitlines()[0]}); mend chat_template.jinja, or take another model")
+        problems.append(f"{cfg.model}: its tokenizer and chat template cannot write a prompt ({str(error).splitlines()[0]}); mend them, or take another model")
         prompts = [[0]]
     longest = max(map(len, prompts))
     if longest + cfg.max_new_tokens > positions:
