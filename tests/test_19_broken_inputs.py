@@ -28,10 +28,14 @@ def broken_files():
         good = text(rows).encode()
         yield from ((f"{file} {name}", file, content) for name, content in {
             "empty": b"", "white space": b" \n\t\n", "binary": bytes(range(256)), "zeros": b"\0" * 1000, "utf-16": text(rows).encode("utf-16"),
-            "latin-1": good[:-2] + b', "x": "\xe9"}\n', "byte order mark": b"\xef\xbb\xbf" + good, "cut": good[:len(good) - 9], "cut in the first line": good[:20],
-            "a list": json.dumps(rows).encode(), "numbers": b"1\n2\n", "null": b"null\n", "text": b'"a"\n', "nested": b"[" * 100_000, "no json": b"problem,answer\n1,2\n",
-            "single quotes": b"{'id': 1}\n", "trailing comma": good[:-2] + b",}\n", "two on a line": good[:-1] + good, "huge number": b'{"id": ' + b"9" * 5000 + b"}\n",
-            "half a character": good + b'{"id": "\xf0\x9f', "a line too many": good + b"}\n", "list rows": b"[1]\n" + good, "empty objects": b"{}\n", "gzip": b"\x1f\x8b\x08\0" + good,
+            "latin-1": good[:-2] + b', "x": "\xe9"}\n', "byte order mark": b"\xef\xbb\xbf" + good, "cut": good[:len(good) - 9],
+            "cut in the first line": good[:20],
+            "a list": json.dumps(rows).encode(), "numbers": b"1\n2\n", "null": b"null\n", "text": b'"a"\n', "nested": b"[" * 100_000,
+            "no json": b"problem,answer\n1,2\n",
+            "single quotes": b"{'id': 1}\n", "trailing comma": good[:-2] + b",}\n", "two on a line": good[:-1] + good,
+            "huge number": b'{"id": ' + b"9" * 5000 + b"}\n",
+            "half a character": good + b'{"id": "\xf0\x9f', "a line too many": good + b"}\n", "list rows": b"[1]\n" + good, "empty objects": b"{}\n",
+            "gzip": b"\x1f\x8b\x08\0" + good,
         }.items())
         yield f"{file} folder", file, lambda path: path.mkdir()
         yield f"{file} missing", file, lambda path: None
@@ -73,12 +77,15 @@ def broken_models():
 
 
 FLAGS = [("02", flag, value) for flag, value in [
-    ("--group_size", "0"), ("--group_size", "x"), ("--prompts_per_batch", "-1"), ("--learning_rate", "nan"), ("--learning_rate", "-1"), ("--learning_rate", "inf"),
+    ("--group_size", "0"), ("--group_size", "x"), ("--prompts_per_batch", "-1"), ("--learning_rate", "nan"), ("--learning_rate", "-1"), ("--learning_rate",
+    "inf"),
     ("--temperature", "0"), ("--eps", "-1"), ("--rollouts", "0"), ("--max_new_tokens", "0"), ("--max_new_tokens", "99999999"), ("--dtype", "float8"),
-    ("--device", "cuda:99"), ("--device", "abacus"), ("--report_to", "paper"), ("--method", "x"), ("--nonsense", "1"), ("--shard", None), ("--optimizer", "adam8bit"),
+    ("--device", "cuda:99"), ("--device", "abacus"), ("--report_to", "paper"), ("--method", "x"), ("--nonsense", "1"), ("--shard", None), ("--optimizer",
+    "adam8bit"),
     ("--prompt_file", "nowhere.txt"), ("--data", "nowhere"), ("--model", "./nowhere"), ("--sft_target", "x"), ("--save_every", "0"), ("--seed", "-1"),
     ("--max_grad_norm", "0"), ("--epochs", "0"), ("--decay", "nan")]] + [
-    ("04", "--k", "0"), ("04", "--limit", "0"), ("04", "--table", "nowhere"), ("04", "--models", "a=./nowhere"), ("04", "--mode", "x"), ("04", "--benchmarks", "nowhere"),
+    ("04", "--k", "0"), ("04", "--limit", "0"), ("04", "--table", "nowhere"), ("04", "--models", "a=./nowhere"), ("04", "--mode", "x"), ("04",
+    "--benchmarks", "nowhere"),
     ("01", "--num_val", "0"), ("01", "--num_val", "99"), ("01", "--targets", "x"), ("01", "--solution_column", "x"), ("01", "--rewrite_url", "http://x"),
     ("03", "--model", "./nowhere"), ("03", "--mode", "x")]
 
@@ -99,7 +106,8 @@ def fails(modules, script, place, monkeypatch, capsys, *flags, out="out"):
     """Runs a script that has to end with exit code 2 and a clear line on stderr, and to leave no file half-written. Returns the line."""
     segment, module = modules["01"], modules[script]
     whole = {"01": ["--data", "data/solutions.jsonl", "--num_val", "1", "--out", out],
-             "02": ["--data", "data", "--model", "model", "--out", out, "--device", "cpu"], "03": ["--data", "data", "--model", "model", "--out", out, "--device", "cpu"],
+             "02": ["--data", "data", "--model", "model", "--out", out, "--device", "cpu"], "03": ["--data", "data", "--model", "model", "--out", out,
+             "--device", "cpu"],
              "04": ["--models", "m=model", "--benchmarks", "data/benchmark.jsonl", "--completions", out, "--results", out]}[script]
     monkeypatch.setattr("sys.argv", [script, *whole, *flags])
     with pytest.raises(SystemExit) as ended:
@@ -172,7 +180,8 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(modules, place, mo
 
 
 def test_the_whole_input_is_no_error(modules, place, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["02", "--data", "data", "--model", "model", "--out", "out", "--device", "cpu", "--rollouts", "4", "--prompts_per_batch", "1",
+    monkeypatch.setattr("sys.argv", ["02", "--data", "data", "--model", "model", "--out", "out", "--device", "cpu", "--rollouts", "4", "--prompts_per_batch",
+                                 "1",
                                      "--group_size", "2", "--max_new_tokens", "2"])
     modules["02"].main()
     assert (place / "out/model/model.safetensors").exists() and ROOT.exists()
