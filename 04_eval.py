@@ -155,13 +155,15 @@ def summary(results, benchmark):
 
 
 # what the paper claims, as differences: they are seen more sharply than two means, since both methods met the same problems
-COMPARISONS = [("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"),
+COMPARISONS = [("srl", "base"), ("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"),
                ("srl", "rejection"), ("srl", "sft_student"), ("srl_rlvr", "srl_long")]
 
 
 def paired_difference(results, others, benchmark):
     """(mean, low, high) in points of avg@k: results minus others, problem by problem and seed by seed where both have the seed, with a 95 % interval."""
     by_seed = [{r["train_seed"]: r["benchmarks"][benchmark] for r in runs} for runs in (results, others)]
+    if len(by_seed[1]) == 1:                                                                      # such as the base, which has no training seed
+        by_seed[1] = dict.fromkeys(by_seed[0], next(iter(by_seed[1].values())))
     seeds = sorted(set(by_seed[0]) & set(by_seed[1]), key=str)
     if not seeds:                                                                                 # nothing to pair: the first of each
         by_seed, seeds = [{0: next(iter(runs.values()))} for runs in by_seed], [0]
