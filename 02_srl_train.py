@@ -83,7 +83,7 @@ class Config:
     eval_every: int = 20                # updates between validations
     val_samples: int = 1                # completions per validation prompt; 1: greedy
     # SFT
-    epochs: int = 6                     # (paper: 3) the best by validation is kept
+    epochs: int = 3                     # (paper: 3) the best by validation is kept
     sft_batch: int = 64                 # (paper: 64)
     # hardware
     max_rows: int = 384                 # completions decoded side by side; waiting prompts take the places of finished ones
