@@ -9,7 +9,7 @@ because a policy that is asked for one step at a time has to learn to finish too
 
 in:      problems with solutions in numbered steps: a .jsonl, .json or .parquet file, or a data set of the hub; optional thoughts, one per step
 out:     runs/data/train.jsonl, runs/data/val.jsonl: one example a line
-command: python 01_segment.py                 # the miniature's 560 problems, 2 s
+command: python 01_segment.py                 # the miniature's 1,260 problems, 2 s
          python 01_segment.py --dataset simplescaling/s1K-1.1 --solution_column deepseek_attempt --out runs/s1k        # the paper's data
          python 01_segment.py --dataset SWE-bench/SWE-smith-trajectories --trajectories --out runs/swe                  # agents
 """

@@ -170,13 +170,15 @@ def summary(results, benchmark):
 
 
 # what the paper claims, as differences: they are seen more sharply than two means, since both methods met the same problems
-COMPARISONS = [("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"),
+COMPARISONS = [("srl", "base"), ("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"),
                ("srl", "rejection"), ("srl", "sft_student"), ("srl_rlvr", "srl_long")]
 
 
 def paired_difference(results, others, benchmark):
     """(mean, low, high) in points of avg@k: results minus others, problem by problem and seed by seed where both have the seed, with a 95 % interval."""
     by_seed = [{r["train_seed"]: r["benchmarks"][benchmark] for r in runs} for runs in (results, others)]
+    if len(by_seed[1]) == 1:                                                                      # such as the base, which has no training seed
+        by_seed[1] = dict.fromkeys(by_seed[0], next(iter(by_seed[1].values())))
     seeds = sorted(set(by_seed[0]) & set(by_seed[1]), key=str)
     if not seeds:                                                                                 # nothing to pair: the first of each
         by_seed, seeds = [{0: next(iter(runs.values()))} for runs in by_seed], [0]
@@ -189,7 +191,9 @@ PAPER_TABLE = {  # arXiv 2510.25992 v3, Qwen2.5-7B-Instruct: avg@32 and greedy o
     "Qwen2.5-7B-Instruct": (49.3, 50.0, 10.5, 13.3, 7.5, 6.7, 34.9, 24.6), "SFT (R1 reasoning)": (26.8, 40.0, 3.9, 10.0, 5.4, 10.0, 20.2, 16.6),
     "SFT (R1 outline)": (36.2, 27.5, 5.1, 3.3, 3.8, 6.7, 31.6, 16.3), "RLVR": (52.0, 47.5, 11.1, 10.0, 7.4, 10.0, 33.8, 24.5),
     "SFT (outline) then RLVR": (37.6, 35.0, 4.9, 3.3, 4.5, 6.7, 30.1, 17.4), "SRL": (51.5, 50.0, 13.2, 16.7, 7.1, 13.3, 36.4, 27.6),
-    "SRL then RLVR": (52.1, 57.5, 13.3, 20.0, 8.6, 10.0, 36.4, 28.3),
+    "SRL then RLVR": (52.1, 57.5, 13.3, 20.0, 8.6, 10.0, 36.4, 28.3), "s1K-7B": (24.1, 25.0, 2.2, 3.3, 3.7, 3.3, 20.2, 11.7),
+    "R3": (52.5, 57.5, 10.0, 13.3, 7.4, 10.0, 35.3, 26.6), "SRL without dynamic sampling": (48.5, 52.5, 11.1, 13.3, 6.8, 6.7, 33.8, 24.7),
+    "one-step similarity on whole solutions": (51.8, 52.5, 11.7, 13.3, 6.9, 10.0, 34.9, 25.9),
 }
 
 
