@@ -4,7 +4,8 @@ Prompt, episode and grader are those of 03, so the number that is reported is th
 grades them again without a model.
 
 in:      benchmarks (files with problem and answer, or names: amc23 aime24 aime25 minerva math500) and any number of models
-out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers per problem and what made them), table.md and figure.png beside them
+out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers per problem and what made them), table.md and figure.png beside them,
+         with --solved also right attempts as new expert solutions for 01_segment.py
 command: python 04_eval.py                                                    # base and every model in runs/, 2 CPU cores, about 30 s a model
          python 04_eval.py --models mine=runs/my_run/model --results results/mine
          python 04_eval.py --benchmarks amc23 aime24 --mode single --max_new_tokens 4096 --models mine=FOLDER        # real ones, from the hub
@@ -108,14 +109,28 @@ def attempts_file(path, settings, policy_of, problems, args):
     return records
 
 
+def solved_problems(problems, records, name):
+    """Of each problem that was solved the first right attempt as an expert solution for 01_segment.py: its steps, and its thoughts for SFT (reasoning)."""
+    solved = []
+    for problem, record in zip(problems, records, strict=True):
+        for attempt in [record["greedy"], *record["sampled"]]:
+            if attempt["finished"] and rlvr.is_correct(attempt["turns"][-1], record["answer"]):
+                steps = [srl.parse_completion(turn) or ("", srl.action_of(turn)) for turn in attempt["turns"]]
+                solved.append({"id": f"{name}-{problem['id']}", "problem": problem["problem"], "solution": "\n".join(action for _, action in steps),
+                               "answer": problem["answer"], "thoughts": [thoughts for thoughts, _ in steps]})
+                break
+    return solved
+
+
 def grade(records):
     """Per problem: greedy right (0/1), how many of the k samples are right; verdicts, tokens a response and a step over the samples."""
     verdicts, tokens, turns = Counter(), [], 0
     greedy, right = [], []
     for record in records:
         greedy.append(int(rlvr.is_correct(record["greedy"]["turns"][-1], record["answer"])))
-        grades = [rlvr.judge(a["turns"][-1], record["answer"]) if a["finished"] else "truncated" for a in record["sampled"]]
-        verdicts.update(grades)
+        grades = [rlvr.judge(a["turns"][-1], record["answer"]) for a in record["sampled"]]
+        # cut at the limit behind a right box: right, as for the reward
+        verdicts.update(grade if a["finished"] or grade == "right" else "truncated" for a, grade in zip(record["sampled"], grades, strict=True))
         right.append(grades.count("right"))
         tokens += [sum(a["tokens"]) for a in record["sampled"]]
         turns += sum(len(a["turns"]) for a in record["sampled"])
@@ -302,6 +317,7 @@ def main():
     parser.add_argument("--train_seed", type=int, default=0, help="only written down: which training seed the models have")
     parser.add_argument("--completions", type=Path, default=HERE / "runs/eval")
     parser.add_argument("--results", type=Path, default=HERE / "results/latest")
+    parser.add_argument("--solved", type=Path, help="a folder for NAME.jsonl: right attempts as new expert solutions, --data of 01_segment.py")
     parser.add_argument("--regrade", action="store_true", help="grade the kept completions again, without a model")
     parser.add_argument("--table", type=Path, help="only make table and figure of this folder")
     args = parser.parse_args()
@@ -331,12 +347,18 @@ def main():
                 loaded.append(srl.load_policy(folder, srl.Config.device, args.dtype))
             return loaded[0]
 
+        solved = []
         result = {"model": name, "train_seed": args.train_seed, "decoding": settings, "made_by": provenance(), "benchmarks": {}}
         for benchmark, problems in benchmarks.items():
             bar.set_postfix_str(f"{name} on {benchmark}")
             path = args.completions / name / f"{benchmark}.jsonl"
-            result["benchmarks"][benchmark] = grade(attempts_file(path, {"model": str(folder), "changed": changed, **settings}, policy_of, problems, args))
+            records = attempts_file(path, {"model": str(folder), "changed": changed, **settings}, policy_of, problems, args)
+            result["benchmarks"][benchmark] = grade(records)
+            solved += solved_problems(problems, records, benchmark)
             bar.update()
+        if args.solved:
+            segmentation.write_jsonl(args.solved / f"{name}.jsonl", solved)
+            tqdm.write(f"{args.solved / name}.jsonl: {len(solved)} of {sum(map(len, benchmarks.values()))} problems solved; --data for 01_segment.py")
         segmentation.write_text(args.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
     bar.close()
     show(args.results)

@@ -48,6 +48,29 @@ def test_table_and_figure_are_made_of_the_results_alone(evaluate, tmp_path):
     assert "| Base | 2 | 0.0 | 0.0 [0.0, 0.0]" in table and (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+def test_what_a_model_solved_becomes_new_expert_data_with_its_own_thoughts(evaluate):
+    """A student that solves step by step, or a teacher that solves at once: right attempts alone, the first of each problem, as 01 reads them."""
+    wrong, right = "<think>a</think>\n1. **Guess** \\boxed{4}", ["<think>b</think>\n1. **Add** 2 + 3", "2. **State** \\boxed{5}"]
+    attempt = lambda *turns, finished=True: {"turns": list(turns), "tokens": [9] * len(turns), "finished": finished}  # noqa: E731
+    whole = attempt("<think>c</think>\n1. **Add** 2 + 3\n2. **State** \\boxed{5}")
+    problems = [{"id": str(n), "problem": f"p{n}", "answer": "5"} for n in range(3)]
+    records = [{"answer": "5", "greedy": attempt(wrong), "sampled": [attempt(*right, finished=False), attempt(*right), whole]},
+               {"answer": "5", "greedy": whole, "sampled": [attempt(wrong)]}, {"answer": "5", "greedy": attempt(wrong), "sampled": [attempt(wrong)]}]
+    solved = evaluate.solved_problems(problems, records, "b")
+    assert [(s["id"], s["problem"], s["answer"], s["thoughts"]) for s in solved] == [("b-0", "p0", "5", ["b", ""]), ("b-1", "p1", "5", ["c"])]
+    assert {s["solution"] for s in solved} == {"1. **Add** 2 + 3\n2. **State** \\boxed{5}"}
+    examples, reasons = evaluate.segmentation.segment(solved)
+    assert not reasons and [(e["id"], e["k"], e["action"], e.get("thoughts")) for e in examples] == [
+        ("b-0", 1, "1. **Add** 2 + 3", "b"), ("b-0", 2, "2. **State** \\boxed{5}", ""), ("b-1", 1, "1. **Add** 2 + 3", None),
+        ("b-1", 2, "2. **State** \\boxed{5}", None)]                     # thoughts of a whole solution belong to no single step
+
+
+def test_a_right_answer_is_right_where_the_limit_cut_the_text_behind_it_as_it_is_for_the_reward(evaluate):
+    sampled = [{"turns": [t], "tokens": [3], "finished": False} for t in ("so \\boxed{5}. And", "so \\boxed{4}. And", "so")]
+    grade = evaluate.grade([{"answer": "5", "greedy": {"turns": ["\\boxed{5} and"]}, "sampled": sampled}])
+    assert grade["right"] == [1] and grade["greedy"] == [1] and grade["verdicts"] == {"right": 1, "truncated": 2}
+
+
 def test_a_paired_difference_is_seen_more_sharply_than_two_means(evaluate):
     """One method solves one problem more of every ten than the other, which solves half: the problems' own spread cancels."""
     half, more = [0, 8] * 30, [8 if i % 10 == 0 else c for i, c in enumerate([0, 8] * 30)]
