@@ -58,12 +58,14 @@ def finish(process, code=0):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights_log_screen_and_completions(server, model, tmp_path, kind):
+    finish(start(server, kind, model, tmp_path / "first"))     # loads what the server has not
     begun = time.time()
     finish(start(server, kind, model, tmp_path / "whole"))
+    assert same(outcome(tmp_path / "first"), outcome(tmp_path / "whole"))
     seconds, rng, out, kill, places = time.time() - begun, random.Random(kind), tmp_path / "killed", 0, []
     while kill < KILLS:                                     # at random moments
         process = start(server, kind, model, out)
-        process.join(rng.uniform(0.1, 1) * seconds)
+        process.join(rng.uniform(0.1, 0.8) * seconds)
         if process.exitcode is None:
             process.kill()
             finish(process, -signal.SIGKILL)
@@ -71,7 +73,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights_log_screen_and_co
             places.append(len(json.loads("[" + ",".join((out / "log.jsonl").read_text().splitlines()) + "]")) if (out / "log.jsonl").exists() else 0)
         else:
             finish(process)
-            out = tmp_path / f"killed{kill}"                # it was faster: begin again, and kill that one
+            assert same(outcome(tmp_path / "whole"), outcome(out)), places
+            out = out.with_name(f"{out.name}x")             # it came to its end: begin again, and kill that one
     finish(start(server, kind, model, out))
     assert same(outcome(tmp_path / "whole"), outcome(out)), places
     out = tmp_path / "aimed"                                # and in the middle of every part of it
