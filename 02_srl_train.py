@@ -29,8 +29,10 @@ import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
@@ -763,6 +765,19 @@ def update(policy, optimizer, turns, cfg):
     return {name: value if name == "mismatch" else value / steps for name, value in stats.items()}
 
 
+def update_cost(turns, seconds):
+    """What an update took, and the part of its prompt tokens that sharing saved: turns with the same prompt ids count it once."""
+    unshared, shared = sum(len(turn[0]) for turn in turns), sum(map(len, {tuple(turn[0]) for turn in turns}))
+    return {"seconds_update": seconds, "update_tokens_per_second": sum(len(turn[1]) for turn in turns) / seconds, "prompt_tokens_saved": 1 - shared / unshared}
+
+
+def peak_gb(device):
+    """The most memory that this process has held so far, in GB: of the GPU, else of the machine."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9    # bytes on a Mac, kB on Linux
+
+
 # 9. Training
 def validate(policy, tokenizer, examples, make_prompt, reward_fn, extend, cfg):
     """Share of rewards of 1 (an exact step, a solved problem) and mean reward on the validation examples, with a fixed seed; one completion to look at."""
@@ -867,7 +882,7 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
         if stats["bad_format"] > 0.95:
             warn_once(told, "format", "fewer than 5 % of the completions keep the format <think> .. </think> step: start from a model that follows the prompt")
         step += 1
-        log.append({"step": step, "done": done, **stats, "seconds_update": time.time() - started})
+        log.append({"step": step, "done": done, **stats, **(update_cost(turns, time.time() - started) if groups else {}), "peak_gb": peak_gb(cfg.device)})
         bar.update(stats["completions"])
         bar.set_postfix(exact=f"{stats['exact']:.1%}", reward=f"{stats['reward']:.3f}", kept=f"{stats['kept']}/{stats['sampled']}", val=f"{best[0]:.1%}")
         if step % cfg.eval_every == 0 or done >= cfg.rollouts:
