@@ -699,7 +699,8 @@ def make_optimizer(policy, cfg):
         else:
             base = torch.optim.Adam
     except ImportError as error:
-        raise segmentation.InputError(f"{error.name}: not installed, but --lora_rank or --optimizer asks for it; pip install {error.name}") from None
+        package = (error.name or str(error)).partition(".")[0]
+        raise segmentation.InputError(f"{package}: not installed, but --lora_rank or --optimizer asks for it; pip install {package}") from None
     if cfg.gradient_checkpointing:  # transformers' own switch drops the cache that holds the shared prompt
         for layer in policy.modules():
             if isinstance(layer, GradientCheckpointingLayer):
