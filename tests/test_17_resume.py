@@ -35,7 +35,7 @@ def outcome(out):
     """All that a run leaves: weights, optimizer, log without times, screen, completions, the best model."""
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     weights = state["optimizer"]["weights"] + [v for entry in state["optimizer"]["adam"]["state"].values() for v in entry.values()]
-    log = [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in (out / "log.jsonl").read_text().splitlines()]
+    log = [{k: v for k, v in json.loads(line).items() if "second" not in k and k != "peak_gb"} for line in (out / "log.jsonl").read_text().splitlines()]
     completions = (out / "completions.txt").read_text() if (out / "completions.txt").exists() else ""
     screen = (out.parent / f"{out.name}.screen").read_text().replace(str(out), "OUT")
     return weights, [log, screen, completions], (out / "model/model.safetensors").read_bytes()
