@@ -8,6 +8,7 @@ out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json 
 command: python 04_eval.py                                                    # base and every model in runs/, 2 CPU cores, about 30 s a model
          python 04_eval.py --models mine=runs/my_run/model --results results/mine
          python 04_eval.py --benchmarks amc23 aime24 --mode single --max_new_tokens 4096 --models mine=FOLDER        # real ones, from the hub
+         python 04_eval.py --mode agent                                       # the agents' models in runs/agents on repositories whose tests run
          python 04_eval.py --table results/miniature                          # table and figure over all seeds, no model
 """
 import argparse
@@ -67,7 +68,7 @@ HUB = {  # name: data set of the hub; of each its split "test"
 }
 
 
-def load_benchmark(source, limit=None):
+def load_benchmark(source, limit=None, mode="stepwise"):
     """Problems with id, problem and answer: a name of HUB, or a .jsonl, .json or .parquet file. An answer may also be the last box of a solution.
 
     Raises InputError that names the problem whose answer is missing or cannot be read: the size of a benchmark is part of its number.
@@ -75,6 +76,8 @@ def load_benchmark(source, limit=None):
     if source not in HUB and not Path(source).exists():
         raise segmentation.InputError(f"{source}: no such file, and no benchmark of the hub: {', '.join(HUB)}")
     problems = segmentation.read_problems(*((HUB[source], "test") if source in HUB else (source,)))[:limit]
+    if mode == "agent":
+        return rlvr.with_tests(problems, f"{source}, ")
     for problem in problems:
         rlvr.parse_gold(problem["answer"], f"{source}, problem {problem['id']}: ")
     return problems
@@ -95,32 +98,42 @@ def attempts_file(path, settings, policy_of, problems, args):
     if args.regrade:
         raise segmentation.InputError(f"{path}: no completions with these settings to grade again; run without --regrade")
     policy, tokenizer = policy_of()
-    make_prompt, extend = rlvr.MODES[args.mode]
+    make_prompt, extend, *_ = rlvr.MODES[args.mode]
     make_prompt = srl.with_prompt_file(make_prompt, args.prompt_file)
     cfg = rlvr.Config(max_new_tokens=args.max_new_tokens, max_turns=args.max_turns, max_rows=args.max_rows)
     torch.manual_seed(args.seed)
     examples = [{**p, "partial": ""} for p in problems]
     greedy = srl.play(policy, tokenizer, examples, 1, make_prompt, extend, cfg, temperature=0)
     sampled = srl.play(policy, tokenizer, examples, args.k, make_prompt, extend, cfg, temperature=args.temperature)
-    records = [{"id": p["id"], "answer": p["answer"], "greedy": attempt_record(g[0]), "sampled": [attempt_record(e) for e in s]}
+    kept = ("id", "answer", "files", "visible", "hidden")
+    records = [{**{name: p[name] for name in kept if name in p}, "greedy": attempt_record(g[0]), "sampled": [attempt_record(e) for e in s]}
                for p, g, s in zip(problems, greedy, sampled, strict=True)]
     segmentation.write_jsonl(path, [settings, *records])
     return records
 
 
+def verdict(attempt, record, calls):
+    """The grade of an attempt, by the reward of 03. Of an agent's, its calls and the invalid ones among them are added to the Counter `calls`."""
+    if "files" not in record:
+        return rlvr.judge(attempt["turns"][-1], record["answer"]) if attempt.get("finished", True) else "truncated"
+    found, invalid = rlvr.judge_calls(attempt["turns"], record)
+    calls.update(calls=len(attempt["turns"]), invalid=invalid)
+    return found if attempt["finished"] else "truncated"
+
+
 def grade(records):
-    """Per problem: greedy right (0/1), how many of the k samples are right; verdicts, tokens a response and a step over the samples."""
-    verdicts, tokens, turns = Counter(), [], 0
+    """Per problem: greedy right (0/1), how many of the k samples are right; verdicts, tokens a response and a step, an agent's calls over the samples."""
+    verdicts, calls, tokens, turns = Counter(), Counter(), [], 0
     greedy, right = [], []
     for record in records:
-        greedy.append(int(rlvr.is_correct(record["greedy"]["turns"][-1], record["answer"])))
-        grades = [rlvr.judge(a["turns"][-1], record["answer"]) if a["finished"] else "truncated" for a in record["sampled"]]
+        greedy.append(int(verdict(record["greedy"], record, Counter()) == "right"))             # rlvr.judge, the reward of 03
+        grades = [verdict(a, record, calls) for a in record["sampled"]]
         verdicts.update(grades)
         right.append(grades.count("right"))
         tokens += [sum(a["tokens"]) for a in record["sampled"]]
         turns += sum(len(a["turns"]) for a in record["sampled"])
     return {"greedy": greedy, "right": right, "k": len(records[0]["sampled"]), "verdicts": dict(verdicts), "tokens_per_response": sum(tokens) / len(tokens),
-            "tokens_per_step": sum(tokens) / turns, "shown": [record["greedy"]["turns"] for record in records[:3]]}
+            "tokens_per_step": sum(tokens) / turns, **calls, "shown": [record["greedy"]["turns"] for record in records[:3]]}
 
 
 # 4. Table and figure
@@ -151,6 +164,8 @@ def summary(results, benchmark):
         "pass": mean([[pass_at_k(p["k"], c, p["k"]) for c in p["right"]] for p in parts]), "k": parts[0]["k"], "n": len(parts[0]["right"]), "share": share,
         "tokens_per_response": sum(p["tokens_per_response"] for p in parts) / len(parts),
         "tokens_per_step": sum(p["tokens_per_step"] for p in parts) / len(parts),
+        "calls": sum(p.get("calls", 0) / (p["k"] * len(p["right"])) for p in parts) / len(parts),
+        "invalid": 100 * sum(p.get("invalid", 0) / max(p.get("calls", 0), 1) for p in parts) / len(parts),
     }
 
 
@@ -202,11 +217,15 @@ def make_table(found):
         mean_of_columns = (average(row, "greedy") + average(row, "avg")) / 2
         lines.append(f"| {label(name)} | {len(found[name])} | {' | '.join(cells)} | {mean_of_columns:.1f} |")
     heads = " | ".join(f"{b}: pass@{k}" for b in benchmarks)
-    lines += ["", f"| method | {heads} | wrong | no answer | unparsable | truncated | tokens a step | tokens a response |",
-              "|---|" + "---|" * (len(benchmarks) + 6)]
+    agents = any(row[b]["calls"] for row in rows.values() for b in benchmarks)
+    outcomes = ("wrong", "no answer", *(() if agents else ("unparsable",)), "truncated")
+    last = ["calls a task", "invalid calls"] if agents else []
+    lines += ["", f"| method | {heads} | {' | '.join(outcomes)} | tokens a step | tokens a response |{''.join(f' {head} |' for head in last)}",
+              "|---|" + "---|" * (len(benchmarks) + len(outcomes) + 2 + len(last))]
     for name, row in rows.items():
-        shares = [sum(row[b]["share"].get(verdict, 0) for b in benchmarks) / len(benchmarks) for verdict in ("wrong", "no answer", "unparsable", "truncated")]
+        shares = [sum(row[b]["share"].get(outcome, 0) for b in benchmarks) / len(benchmarks) for outcome in outcomes]
         lengths = [f"{average(row, key):.0f}" for key in ("tokens_per_step", "tokens_per_response")]
+        lengths += [f"{average(row, 'calls'):.1f}", f"{average(row, 'invalid'):.1f} %"] if agents else []
         cells = [f"{row[b]['pass']:.1f}" for b in benchmarks] + [f"{share:.1f} %" for share in shares] + lengths
         lines.append(f"| {label(name)} | {' | '.join(cells)} |")
     sizes = {name: [len(results[0]["benchmarks"][b]["right"]) for b in benchmarks] for name, results in found.items()}
@@ -252,7 +271,7 @@ def make_figure(rows, benchmarks, k, seeds, path):
         ax.set_xlabel(f"avg@{k}, % solved")
     axes[0][0].set_yticks(range(len(names)), [METHODS.get(name, (name,))[0] for name in names])
     title = "Step rewards teach what outcome rewards cannot start" if {"srl", "rlvr"} <= set(rows) else "Problems solved"
-    figure.suptitle(f"{title}  (miniature; {seeds}, 95 % intervals)" if "short" in benchmarks else title, fontsize=13)
+    figure.suptitle(f"{title}  (miniature; {seeds}, 95 % intervals)" if {"short", "modules"} & set(benchmarks) else title, fontsize=13)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -267,9 +286,10 @@ def show(folder):
     print(f"table:  {Path(folder) / 'table.md'}\nfigure: {Path(folder) / 'figure.png'}")
 
 
-def models_found():
-    """base and the models of the methods that stand in runs/."""
-    paths = {"base": HERE / "miniature/base", **{name: HERE / "runs" / name / "model" for name in METHODS if name != "base"}}
+def models_found(mode="stepwise"):
+    """base and the models of the methods that stand in runs/, of agents in runs/agents/."""
+    world = "agents" if mode == "agent" else ""
+    paths = {"base": HERE / "miniature" / world / "base", **{name: HERE / "runs" / world / name / "model" for name in METHODS if name != "base"}}
     return [f"{name}={path}" for name, path in paths.items() if path.is_dir()]
 
 
@@ -283,14 +303,14 @@ def provenance():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="NAME=FOLDER, any number; default: base and every method in runs/")
-    miniature = [str(HERE / f"miniature/benchmarks/{name}.jsonl") for name in ("short", "hard", "long", "large")]
-    parser.add_argument("--benchmarks", nargs="+", default=miniature, help=f"{', '.join(HUB)}, or .jsonl, .json, .parquet files with problem and answer")
+    parser.add_argument("--benchmarks", nargs="+", help=f"default: the miniature's; {', '.join(HUB)}, or .jsonl, .json, .parquet files with problem and answer")
     parser.add_argument("--k", type=int, default=8, help="sampled attempts per problem, for avg@k and pass@k")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--mode", choices=list(rlvr.MODES), default="stepwise")
     parser.add_argument("--prompt_file", help="a text in place of our prompt, as in 02 and 03")
-    parser.add_argument("--max_new_tokens", type=int, default=srl.Config.max_new_tokens)
-    parser.add_argument("--max_turns", type=int, default=10, help="steps of an attempt in stepwise mode; the longest expert solution of the benchmarks takes 8")
+    parser.add_argument("--max_new_tokens", type=int, help=f"of a completion; default: {srl.Config.max_new_tokens}, of agents {srl.AGENTS['max_new_tokens']}")
+    parser.add_argument("--max_turns", type=int, help="steps of an attempt in stepwise mode, calls of an agent; default: 10 and 12")
+    parser.add_argument("--unsafe_tests", action="store_true", help="agents: run tests of edited code also where the system has no seccomp")
     parser.add_argument("--dtype", choices=srl.CHOICES["dtype"], default=srl.Config.dtype)
     parser.add_argument("--max_rows", type=int, default=srl.Config.max_rows)
     parser.add_argument("--limit", type=int, help="only the first so many problems of a benchmark")
@@ -303,15 +323,21 @@ def main():
     args = parser.parse_args()
     if args.table:
         return show(args.table)
+    agent, folder = args.mode == "agent", "agents/benchmarks" if args.mode == "agent" else "benchmarks"
+    names = [f"{b}{given}" for b in ("modules", "larger", "kinds") for given in ("", "_oracle")] if agent else ("short", "hard", "long", "large")
+    args.benchmarks = args.benchmarks or [str(HERE / f"miniature/{folder}/{name}.jsonl") for name in names]
+    args.max_new_tokens = args.max_new_tokens or (srl.AGENTS["max_new_tokens"] if agent else srl.Config.max_new_tokens)
+    args.max_turns = args.max_turns or (12 if agent else 10)
+    rlvr.UNSAFE = args.unsafe_tests
     if args.k < 1:
         raise segmentation.InputError(f"--k {args.k}: must be at least 1")
     if args.limit is not None and args.limit < 1:
         raise segmentation.InputError(f"--limit {args.limit}: must be at least 1")
 
-    benchmarks = {Path(source).stem: load_benchmark(source, args.limit) for source in args.benchmarks}
+    benchmarks = {Path(source).stem: load_benchmark(source, args.limit, args.mode) for source in args.benchmarks}
     if len(benchmarks) < len(args.benchmarks):
         raise segmentation.InputError(f"--benchmarks {' '.join(args.benchmarks)}: names must differ, the results stand under them")
-    models = dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found())
+    models = dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found(args.mode))
     settings = {name: getattr(args, name) for name in ("k", "temperature", "mode", "max_new_tokens", "max_turns", "limit", "seed")}
     if args.dtype != srl.Config.dtype:
         settings["dtype"] = args.dtype
