@@ -9,13 +9,19 @@ command: python 04_eval.py                                                    # 
          python 04_eval.py --models mine=runs/my_run/model --results results/mine
          python 04_eval.py --benchmarks amc23 aime24 --mode single --max_new_tokens 4096 --models mine=FOLDER        # real ones, from the hub
          python 04_eval.py --mode agent                                       # the agents' models in runs/agents on repositories whose tests run
+         python 04_eval.py --swebench princeton-nlp/SWE-bench_Verified --models mine=FOLDER --max_new_tokens 4096           # predictions.jsonl
          python 04_eval.py --table results/miniature                          # table and figure over all seeds, no model
 """
 import argparse
+import difflib
+import importlib.util
 import json
 import math
 import platform
+import re
+import shutil
 import subprocess
+import sys
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -286,6 +292,126 @@ def show(folder):
     print(f"table:  {Path(folder) / 'table.md'}\nfigure: {Path(folder) / 'figure.png'}")
 
 
+# 5. SWE-bench, oracle setting: the issue and the files that the right patch touches in the prompt, edits in the completion, a patch for the official harness
+SWE_SYSTEM = (
+    "You are given an issue of a Python repository and the files that have to change. You may think at any point between <think> and </think>. Then write the "
+    "edits, each in this form:\n### path/to/file.py\n<<<<<<< SEARCH\nlines as they stand in the file, enough to occur once\n=======\nlines in their place\n"
+    ">>>>>>> REPLACE\nA new file has nothing between SEARCH and =======."
+)
+EDIT = re.compile(r"^### +(\S.*?) *\n<{7} SEARCH\n(.*?)^={7}\n(.*?)^>{7} REPLACE *$", re.MULTILINE | re.DOTALL)
+MARK = re.compile(r"^(?:<{7} SEARCH|={7}$|>{7} REPLACE)", re.MULTILINE)
+
+
+def swe_prompt(instance):
+    """Chat messages: issue and oracle files (paper section 5; the wording is ours)."""
+    files = "\n\n".join(f"### {path}\n```\n{text}```" for path, text in instance["files"].items())
+    return [{"role": "system", "content": SWE_SYSTEM}, {"role": "user", "content": f"{instance['problem_statement']}\n\n{files}"}]
+
+
+def parse_edits(completion):
+    """[(path, search, replacement)] of a completion. Raises ValueError where it has none, or a mark is left over: an edit that cannot be read."""
+    text = srl.action_of(completion).replace("\r\n", "\n")
+    edits = EDIT.findall(text)
+    if not edits:
+        raise ValueError("no edit")
+    if MARK.search(EDIT.sub("", text)) or any(MARK.search(part) for edit in edits for part in edit[1:]):
+        raise ValueError("marks of an edit that is not complete")
+    return edits
+
+
+def apply_edits(files, edits):
+    """The files {path: text, None where it is removed} after all edits. Raises ValueError with the reason where one of them does not fit: all or none.
+
+    A file of which nothing is left is removed. Where every line of a file ends in CRLF, so do the lines of its edits.
+    """
+    new = dict(files)
+    for path, search, replacement in edits:
+        if path.startswith(("/", "-")) or ".." in path.split("/") or ".git" in path.split("/") or not re.fullmatch(r"[^\x00-\x1f\"\\]+", path):
+            raise ValueError(f"{path!r}: not a path inside the repository")
+        text = new.get(path)
+        if text is None:
+            if search.strip() or not replacement:
+                raise ValueError(f"{path}: not among the files given")
+            new[path] = replacement
+            continue
+        newline = "\r\n" if "\r\n" in text and text.count("\r\n") == text.count("\n") else "\n"
+        search, replacement = search.replace("\n", newline), replacement.replace("\n", newline)
+        ended = text.endswith(newline)                                                            # a last line without an end keeps none
+        text = text if ended else text + newline
+        places = [m.start() for m in re.finditer(f"(?=^{re.escape(search)})", text, re.MULTILINE)] if search else []
+        if len(places) != 1:
+            raise ValueError(f"{path}: the lines to replace occur {len(places)} times")
+        text = text[:places[0]] + replacement + text[places[0] + len(search):]
+        new[path] = (text if ended else text.removesuffix(newline)) or None
+    return new
+
+
+def unified_patch(old, new):
+    """A patch that `git apply` takes, from files {path: text} to files {path: text or None}."""
+    patch = ""
+    for path in sorted(new):
+        before, after = old.get(path), new[path]
+        if before == after:
+            continue
+        lines = [re.findall(r"[^\n]*\n|[^\n]+", text or "") for text in (before, after)]          # not splitlines: a form feed ends no line
+        body = list(difflib.unified_diff(*lines, n=3))[2:]
+        kind = "new file mode 100644\n" if before is None else "deleted file mode 100644\n" if after is None else ""
+        tab = "\t" if " " in path else ""                                                        # as git writes it
+        patch += f"diff --git a/{path} b/{path}\n{kind}"
+        patch += f"--- {'/dev/null' if before is None else f'a/{path}{tab}'}\n+++ {'/dev/null' if after is None else f'b/{path}{tab}'}\n"
+        patch += "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in body)
+    return patch
+
+
+def patch_of(completion, files):
+    """(patch, outcome) of a completion: an empty patch where an edit is malformed, never a part of the edits."""
+    try:
+        new = apply_edits(files, parse_edits(completion))
+        patch = unified_patch(files, new)
+        if any("\ufffd" in files.get(path, "") for path in new if new[path] != files.get(path)):
+            raise ValueError("a file that is not UTF-8: its bytes are not known here")
+        return patch, "patch" if patch else "no change"
+    except ValueError as error:
+        return "", "no edit" if str(error) == "no edit" else "malformed"
+
+
+def load_instances(source, repositories, limit=None):
+    """SWE-bench instances with `files`, the texts at base_commit of those that the right patch touches, from clones in `repositories`/owner__name."""
+    rows, places = segmentation.read_rows(*((source,) if Path(source).exists() else (source, "test")))
+    for row, place in zip(rows[:limit], places, strict=False):
+        missing = [name for name in ("instance_id", "repo", "base_commit", "problem_statement", "patch") if not row.get(name)]
+        if missing:
+            raise segmentation.InputError(f"{place}: no {' and no '.join(missing)}; expected an instance of SWE-bench")
+        clone, row["files"] = Path(repositories) / row["repo"].replace("/", "__"), {}
+        if not clone.is_dir():
+            raise segmentation.InputError(f"{clone}: no such clone; git clone https://github.com/{row['repo']} {clone}")
+        for path in re.findall(r"^--- a/(.+?)\t?$", row["patch"], re.MULTILINE):
+            shown = subprocess.run(["git", "-C", clone, "show", f"{row['base_commit']}:{path}"], capture_output=True)
+            if shown.returncode:
+                raise segmentation.InputError(f"{clone}: no {path} at {row['base_commit']} ({shown.stderr.decode().strip()}); fetch the commit")
+            row["files"][path] = shown.stdout.decode("utf-8", "replace")
+    return rows[:limit]
+
+
+def swebench(args):
+    """Write predictions.jsonl for every model and start the official harness where it and Docker are there; else say what to run."""
+    instances = load_instances(args.swebench, args.repositories, args.limit)
+    cfg = rlvr.Config(max_new_tokens=args.max_new_tokens, max_rows=args.max_rows)
+    for name, folder in dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found()).items():
+        policy, tokenizer = srl.load_policy(folder, srl.Config.device, args.dtype)
+        played = srl.play(policy, tokenizer, instances, 1, swe_prompt, None, cfg, temperature=0)
+        patches = [patch_of(group[0].turns[-1][3], i["files"]) if group[0].finished else ("", "truncated") for group, i in zip(played, instances, strict=True)]
+        path = args.completions / name / "predictions.jsonl"
+        segmentation.write_jsonl(path, [{"instance_id": i["instance_id"], "model_name_or_path": name, "model_patch": patch}
+                                        for i, (patch, _) in zip(instances, patches, strict=True)])
+        print(f"{path}: {len(patches)} instances; " + ", ".join(f"{n} {what}" for what, n in Counter(what for _, what in patches).most_common()))
+        command = ["-m", "swebench.harness.run_evaluation", "--dataset_name", str(args.swebench), "--predictions_path", str(path), "--run_id", name]
+        if importlib.util.find_spec("swebench") and shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
+            subprocess.run([sys.executable, *command], check=True)
+        else:
+            print(f"to grade it, on a machine with Docker: pip install swebench && python {' '.join(command)}")
+
+
 def models_found(mode="stepwise"):
     """base and the models of the methods that stand in runs/, of agents in runs/agents/."""
     world = "agents" if mode == "agent" else ""
@@ -304,6 +430,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="NAME=FOLDER, any number; default: base and every method in runs/")
     parser.add_argument("--benchmarks", nargs="+", help=f"default: the miniature's; {', '.join(HUB)}, or .jsonl, .json, .parquet files with problem and answer")
+    parser.add_argument("--swebench", help="instead: patches for SWE-bench, a file or princeton-nlp/SWE-bench_Verified, in the oracle setting")
+    parser.add_argument("--repositories", type=Path, default=HERE / "runs/repositories", help="with --swebench: clones, each in owner__name")
     parser.add_argument("--k", type=int, default=8, help="sampled attempts per problem, for avg@k and pass@k")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--mode", choices=list(rlvr.MODES), default="stepwise")
@@ -329,6 +457,8 @@ def main():
     args.max_new_tokens = args.max_new_tokens or (srl.AGENTS["max_new_tokens"] if agent else srl.Config.max_new_tokens)
     args.max_turns = args.max_turns or (12 if agent else 10)
     rlvr.UNSAFE = args.unsafe_tests
+    if args.swebench:
+        return swebench(args)
     if args.k < 1:
         raise segmentation.InputError(f"--k {args.k}: must be at least 1")
     if args.limit is not None and args.limit < 1:
