@@ -256,12 +256,12 @@ def rlvr_reward(completion, example):
 
 
 # 4. Agents: calls on a repository {file name: text}, and the hidden tests as their reward
-TEST_SECONDS = 2            # for all tests of a task; those of the miniature take a millisecond
+TEST_SECONDS = (2, 20)      # of processor time, and until the child is ended whatever it does; the miniature's tests take a millisecond
 UNSAFE = False              # True: run tests under resource limits alone where the system has no seccomp (--unsafe_tests)
 
 
 def sandbox_process():
-    """Read [files, calls, seconds, unsafe] a line, write the values of the calls a line: runs in a Python of its own, see start_sandbox.
+    """Read [files, calls, [processor seconds, seconds], unsafe] a line, write the values of the calls a line: runs in a Python of its own, see start_sandbox.
 
     The files were edited by a model, so they may hold any code. Each request gets a forked child, and the kernel holds it: after the seccomp filter is in
     place the child can compute, write to one pipe and end. Every other system call fails: no file is opened, none removed, no socket, no process, no
@@ -294,8 +294,9 @@ def sandbox_process():
         code += [(0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)]                                                # EPERM | allowed
         text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
         program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code), ctypes.addressof(text)))
-        prctl = ctypes.CDLL(None).prctl
         return prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, ctypes.byref(program), 0, 0) == 0                      # no new privileges; the filter
+
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     class Repository:
         """Finds the modules of a repository in memory, and no others."""
@@ -315,7 +316,7 @@ def sandbox_process():
     def child(files, calls, seconds, unsafe, out):
         os.dup2(out, 3)
         os.closerange(4, 256)
-        for name, limit in (("CPU", seconds), ("AS", 512 << 20), ("FSIZE", 1 << 20), ("NOFILE", 16), ("CORE", 0), ("NPROC", 0)):
+        for name, limit in (("CPU", seconds[0]), ("AS", 512 << 20), ("FSIZE", 1 << 20), ("NOFILE", 16), ("CORE", 0), ("NPROC", 0)):
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
         if os.geteuid() == 0:                                             # the scratch folder is all there is, and nobody owns it
             os.chroot(".")
@@ -347,7 +348,7 @@ def sandbox_process():
             finally:
                 os._exit(1)
         os.close(out)
-        text, end = b"", time.monotonic() + seconds
+        text, end = b"", time.monotonic() + seconds[1]
         while len(text) < 1 << 16 and select.select([reading], [], [], max(0, end - time.monotonic()))[0]:
             part = os.read(reading, 1 << 16)
             if not part:
@@ -361,7 +362,7 @@ def sandbox_process():
         except ValueError:
             return None
 
-    probe = run({"a.py": "def f():\n    return 1\n"}, [["a", "f", []]], 5, False)
+    probe = run({"a.py": "def f():\n    return 1\n"}, [["a", "f", []]], [5, 60], False)
     print(json.dumps("ready" if probe == [["int", 1]] else "no seccomp"), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(*json.loads(line))), flush=True)
@@ -393,11 +394,11 @@ def cached_values(request):
 def failed_tests(files, tests):
     """The tests that fail, each in a sentence. A test is [module, function, arguments, expected value]."""
     calls = [test[:3] for test in tests]
-    values = cached_values(json.dumps([files, calls, TEST_SECONDS, UNSAFE])) or [["error", "no result in time"]] * len(calls)
+    values = cached_values(json.dumps([files, calls, TEST_SECONDS, UNSAFE])) or [["error", "no result"]] * len(calls)
     sentences = []
     for (_, function, arguments, expected), (kind, value) in zip(tests, values, strict=True):
         if (kind, value) != (type(expected).__name__, expected):
-            does = f"raises {value}" if kind == "error" else f"returns {value if value is not None else kind}"
+            does = f"gives {value}" if kind == "error" else f"returns {value if value is not None else kind}"
             sentences.append(f"{function}({', '.join(map(repr, arguments))}) {does} but should return {expected!r}.")
     return sentences
 
@@ -408,7 +409,7 @@ TOOLS = {"list": (), "search": ("text",), "view": ("path",), "edit": ("path", "l
 def execute(name, arguments, files, tests):
     """(files, observation) after a call of a tool; an observation of a call that is none begins with "Error". `files` itself is not changed."""
     path = arguments.get("path", "")
-    if name not in TOOLS or set(arguments) != set(TOOLS[name]):
+    if not isinstance(name, str) or name not in TOOLS or set(arguments) != set(TOOLS[name]):
         return files, "Error: no such call; there are " + ", ".join(f"{tool}({', '.join(parameters)})" for tool, parameters in TOOLS.items())
     if "path" in arguments and path not in files:
         return files, f"Error: no file {path}"

@@ -46,20 +46,19 @@ SYSTEM = ("You fix a bug in a small Python repository. Tools: list(), search(tex
 
 # 1. Functions: every line is one operation
 def draw_function(rng, name, helper):
-    """(source lines, number of lines of the helper above): two to four lines over two arguments, sometimes with a helper of one operation."""
+    """(source lines, number of lines of the helper above): two or three lines over two arguments, sometimes with a helper of one operation."""
     a, b = rng.choice(PARAMS)
     c, d = rng.sample(LOCALS, 2)
     if rng.random() < 0.5:
         a, b = b, a
-    op, k = (lambda: rng.choice("+-*")), (lambda: rng.randint(2, 9))
+    op, k = (lambda: rng.choice("+-*")), (lambda: rng.randint(2, 6))
     compare, extreme = (lambda: rng.choice(("<", ">", "<=", ">="))), (lambda: rng.choice(("min", "max")))
-    shape = rng.choice(("chain", "mixed", "extreme", "branch", "guard", "helper"))
+    shape = rng.choice(("chain", "mixed", "extreme", "branch", "helper"))
     above, bodies = [], {
         "chain": lambda: [f"{c} = {a} {op()} {b}", f"return {c} {op()} {k()}"],
         "mixed": lambda: [f"{c} = {a} {op()} {k()}", f"return {c} {op()} {b}"],
         "extreme": lambda: [f"{c} = {extreme()}({a}, {b})", f"return {c} {op()} {rng.choice((str(k()), a))}"],
         "branch": lambda: [f"if {a} {compare()} {b}:", f"    return {a} {op()} {k()}", f"return {b} {op()} {rng.choice((str(k()), a))}"],
-        "guard": lambda: [f"{c} = {a} {op()} {b}", f"if {c} {compare()} {k()}:", f"    return {c} {op()} {b}", f"return {c} {op()} {k()}"],
         "helper": lambda: [f"{c} = {helper}({a}, {b})", f"return {c} {op()} {rng.choice((str(k()), b))}"],
     }
     if shape == "helper":
@@ -154,7 +153,7 @@ def changes(line, scope):
             put(i, *(o for o in ("<", ">", "<=", ">=") if o[0] != part[0] and len(o) == len(part)), kind="comparison")
         elif part.isdigit():
             for kind, step in (("off by one", 1), ("wrong constant", 2)):
-                put(i, *(str(int(part) + s) for s in (-step, step) if 1 <= int(part) + s <= 9), kind=kind)
+                put(i, *(str(int(part) + s) for s in (-step, step) if 1 <= int(part) + s <= 8), kind=kind)
         elif len(part) == 1 and part.isalpha():
             put(i, *(name for name in scope if name != part), kind="wrong variable")
     if m := re.fullmatch(r"(\w)( - |, )(\w)(\)?)", rest[rest.find("(") + 1:]):
@@ -182,7 +181,7 @@ def with_line(functions, number, new):
 
 def draw_tests(rng, functions, name, num):
     """Up to num pairs of arguments, all different, for which the function has a value."""
-    pairs = rng.sample([(a, b) for a in range(1, 10) for b in range(1, 10)], 4 * num)
+    pairs = rng.sample([(a, b) for a in range(1, 7) for b in range(1, 7)], 36)
     return [pair for pair in pairs if value_of(functions, name, pair) is not None][:num]
 
 
@@ -192,6 +191,7 @@ ISSUES = ("{call} returns {got} but should return {want}.", "Wrong result: {call
 
 def draw_task(rng, kinds, num_files=(2, 3), num_functions=(1, 2)):
     """A task: files, issue, tests, and what the right edit is. The issue's example allows one small change only, the right one."""
+    wanted = rng.choice(kinds)
     while True:
         names, files = iter(rng.sample(NAMES, 24)), {}
         for file in rng.sample(FILES, rng.choice(num_files)):
@@ -205,9 +205,7 @@ def draw_task(rng, kinds, num_files=(2, 3), num_functions=(1, 2)):
         lines, offered = files[path]
         name, begin, length = rng.choice(offered)
         right = functions_in(enumerate(lines, 1))
-        possible = [c for c in all_changes(right, name) if c[2] in kinds]
-        wanted = rng.choice(kinds)
-        possible = [c for c in possible if c[2] == wanted]
+        possible = [c for c in all_changes(right, name) if c[2] == wanted]
         if not possible:
             continue
         line, buggy, kind = rng.choice(possible)
@@ -340,7 +338,7 @@ def random_call(example, rng):
     text = example["problem"] + "\n" + "\n".join(m["content"] for m in context)
     names = sorted(set(re.findall(r"\b\w{2,}(?=\()", text)) & set(NAMES))
     paths = sorted(set(re.findall(r"\b\w+\.py", text)))
-    tools = {"list": 1, "search": 1.5, "run_tests": 1, "submit": 0.7, **({"view": 1.5} if paths else {}), **({"edit": 6} if seen_file(context) else {})}
+    tools = {"list": 1, "search": 1.5, "run_tests": 1, "submit": 0.7, **({"view": 1.5} if paths else {}), **({"edit": 12} if seen_file(context) else {})}
     tool = rng.choices(list(tools), list(tools.values()))[0]
     if tool == "edit":
         return random_edit(example, rng)
