@@ -9,7 +9,7 @@ because a policy that is asked for one step at a time has to learn to finish too
 
 in:      problems with solutions in numbered steps: a .jsonl, .json or .parquet file, or a data set of the hub; optional thoughts, one per step
 out:     runs/data/train.jsonl, runs/data/val.jsonl: one example a line
-command: python 01_segment.py                 # the miniature's 560 problems, 2 s
+command: python 01_segment.py                 # the miniature's 1,260 problems, 2 s
          python 01_segment.py --dataset simplescaling/s1K-1.1 --solution_column deepseek_attempt --out runs/s1k        # the paper's data
          python 01_segment.py --trajectories --data miniature/agents/expert.jsonl --num_val 60 --out runs/agents/data           # the miniature's agents
          python 01_segment.py --dataset SWE-bench/SWE-smith-trajectories --trajectories --out runs/swe                  # agents
@@ -139,8 +139,9 @@ def read_problems(source, split=None, columns=None, need=("problem",)):
     """Records with id, problem, solution and answer (strings) of a file or a hub data set; the other columns of a row stay as they are.
 
     columns: {field: the column it stands in} where it is none of COLUMNS. Without an id the row number is the id. Without an answer the last box of
-    the solution is the answer, and without a box it is "": a proof has none. Raises InputError that names the row where a field of `need` has no
-    column, a problem is empty, or an id stands twice.
+    the solution is the answer, and without a box it is "": a proof has none. A column of answers may also hold whole solutions: then their last box
+    counts, or the one line that there is. Raises InputError that names the row where a field of `need` has no column, a problem is empty, or an id
+    stands twice.
     """
     rows, places = read_rows(source, split)
     records, seen = [], {}
@@ -160,7 +161,9 @@ def read_problems(source, split=None, columns=None, need=("problem",)):
         if not record["problem"].strip():
             raise InputError(f"{place}: the problem is empty; write it, or remove the record")
         record["id"] = record["id"] or str(number)
-        record["answer"] = (last_boxed(record["answer"]) or record["answer"] or last_boxed(record["solution"]) or "").strip()
+        record["solution"] = record["solution"].rpartition("</think>")[2].lstrip("\r\n")           # thoughts of the expert that stand in the same column
+        given = record["answer"].strip()
+        record["answer"] = (last_boxed(given or record["solution"]) or (given if "\n" not in given else "")).strip()
         if record["id"] in seen:
             raise InputError(f"{place}: id {record['id']!r} stands 2 times, first in {seen[record['id']]}; ids must differ, the split is by problem")
         seen[record["id"]] = place
@@ -171,43 +174,54 @@ def read_problems(source, split=None, columns=None, need=("problem",)):
 # 2. Steps
 # A line that begins a step has a number and a title. Not "2. plain item" (a list inside a step), not "1.1" (a part of a step), not "**12** of them"
 STEP_START = re.compile(r"""^[ ]{0,3} (?:
-      \#{1,6}[ \t]+(?:\*\*)? (?: (?i:step)[ \t]+(\d{1,3})(?!\d|\.\d) | (\d{1,3})[.:)](?!\d) )      # ### Step 1: Title, ### 1. Title
-    | \*\* (?: (?i:step)[ \t]+(\d{1,3})(?!\d|\.\d) | (\d{1,3})[.:)](?!\d) )                        # **Step 1: Title**, **1. Title**
-    | (\d{1,3})[.)][ \t]*\*\*(?=\S)                                                              # 1. **Title**
-    | (?i:step)[ \t]+(\d{1,3})[ \t]*[.:](?!\d)                                                   # Step 1: text
+      \#{1,6}[^\S\n]*(?:\*\*)? (?: (?i:step)[^\S\n]+(\d{1,3})(?!\d|\.\d) | \(?(\d{1,3})[.:)](?!\d) )    # ### Step 1: Title, ### 1. Title
+    | (?:[-*+][^\S\n]+)? [*_]{1,3}(?i:step)[^\S\n]+(\d{1,3})(?!\d|\.\d)                              # **Step 1: Title**, - **Step 1** text
+    | \*\*\(?(\d{1,3})[.:)](?!\d)                                                                 # **1. Title**
+    | \(?(\d{1,3})[.)][^\S\n]*\*\*(?=\S)                                                           # 1. **Title**
+    | (?i:step)[^\S\n]+(\d{1,3})(?: [^\S\n]*(?:\([^()\n]+\)[^\S\n]*)?[.:](?!\d) | [^\S\n]+[-–—][^\S\n] | [^\S\n]*$ )   # Step 1: text, Step 1 (Title): text
     )""", re.MULTILINE | re.VERBOSE)
-# No step begins in fenced code or in a display formula
-BLOCK = re.compile(r"""^[ \t]*(```|~~~).*?^[ \t]*\1
-    | \$\$ (?:(?!\n[ \t]*\n).)*? \$\$              # no empty line inside: a $$ without a partner must not reach for the next one
+# No step begins in fenced code or in a formula
+BLOCK = re.compile(r"""^[ \t]*(```|~~~)[^\n`]*\n.*?^[ \t]*\1
+    | \$\$ (?:(?!\n\s*\n).)*? \$\$                 # no empty line inside: a $$ without a partner must not reach for the next one
     | (?<!\\)\\\[ (?:(?!\\\[).)*? \\\]
-    | \\begin\{([a-z]+\*?)\} .*? \\end\{\2\}""", re.MULTILINE | re.VERBOSE | re.DOTALL)
+    | (?<!\\)\\\( (?:(?!\\\(|\n\s*\n).)*? \\\)
+    | \\begin\{([a-z]+\*?)\} (?:(?!\\begin\{\2\}).)*? \\end\{\2\}""", re.MULTILINE | re.VERBOSE | re.DOTALL)
+LIST_ITEM = re.compile(r"^( *)(?:[-*+]|\d{1,3}[.)])[ \t]", re.MULTILINE)
 
 
 def step_starts(solution):
     """Places where steps 1..N of a solution begin. Raises ValueError with the reason where they do not run 1, 2, .. N with N > 1.
 
     Where steps hold numbered titles of their own (### Step 3 with 1. **Case one**), the outermost kind counts: headings before the rest, else the kind
-    that comes first. A list in the same style that starts again at 1 may be part (b) as well as a list of cases; it is not guessed at but refused.
+    that comes first, unless that was a list before **Step 1**. A list in the same style that starts again at 1 may be part (b) as well as a list of
+    cases; it is not guessed at but refused.
     """
-    found = []                                                                                  # (place, indentation, kind, number)
-    for m in STEP_START.finditer(BLOCK.sub(lambda block: "x" * len(block[0]), solution)):
+    found, text = [], BLOCK.sub(lambda block: "x" * len(block[0]), solution)                     # (place, indentation, kind, number)
+    for m in STEP_START.finditer(text):
         before = solution[m.start():m.start(m.lastindex)]                                       # "### Step ", "**", ..
         found.append((m.start(), len(before) - len(before.lstrip(" ")), before.strip().lower(), int(m[m.lastindex])))
-    margin = min((indent for _, indent, _, _ in found), default=0) + 1                          # " 9." and "10." may be aligned on the right
-    found = [f for f in found if f[1] <= margin]                                                # further in: a list inside a step
-    if not found:
+    margin = min((indent for _, indent, _, _ in found), default=0)
+    found = [f for f in found if f[1] <= margin + 1]                                            # " 9." and "10." may be aligned; further in: a list in a step
+    if not found or any(len(item[1]) < margin for item in LIST_ITEM.finditer(text, 0, found[0][0])):
         raise ValueError("no numbered steps with a title")
-    outermost = min((kind for _, _, kind, _ in found), key=lambda kind: kind.count("#") or 7)   # min is stable: else the first
-    outer, inner = [f for f in found if f[2] == outermost], [f for f in found if f[2] != outermost]
-    starts = outer if inner and inner[0][3] == outer[0][3] == 1 else found                      # both begin at 1: one is inside the other
-    numbers = [number for _, _, _, number in starts]
+    kinds = {}                                                                                  # in the order in which they come first
+    for f in found:
+        kinds.setdefault(f[2], []).append(f)
+    lists = [kind for kind in kinds if len(kinds[kind]) > 1] or list(kinds)
+    outermost = min(lists, key=lambda kind: kind.count("#") or 7)                               # min is stable: else the first
+    if not re.search("#|step", outermost):
+        outermost = next((kind for kind in lists if "step" in kind and kinds[kind][0] > kinds[outermost][-1]), outermost)
+    outer, inner = [f[3] for f in kinds[outermost]], [f[3] for f in found if f[2] != outermost]
+    numbers = [f[3] for f in found]                                                             # a form may change on the way: 1. **A**, then **2. B**
+    if inner and numbers != list(range(1, len(numbers) + 1)) and outer[0] == 1 and (inner[0] == 1 or max(inner) <= len(outer)):
+        found, numbers = kinds[outermost], outer                                                # the others are inside
     if len(numbers) < 2:
         raise ValueError("fewer than two steps")
     if numbers[0] != 1:
         raise ValueError("numbering does not begin at 1")
     if numbers != list(range(1, len(numbers) + 1)):
         raise ValueError("numbering restarts" if len(set(numbers)) < len(numbers) else "numbering skips")
-    return [place for place, _, _, _ in starts]
+    return [f[0] for f in found]
 
 
 def split_steps(solution):
@@ -230,7 +244,15 @@ def step_title(step):
         title = rest.replace("**", "")
     elif not bold:
         return ""
-    return title.strip(" \t:.-–—")
+    return title.strip(" \t:.-–—*_")
+
+
+def without_rule(step):
+    """A step as an action: without white space at its ends and without the rules (---) that set it off from the next."""
+    lines = step.strip().split("\n")
+    while len(lines) > 1 and not lines[-1].strip("-*_ \t\r"):
+        lines.pop()
+    return "\n".join(lines).rstrip()
 
 
 def step_examples(problem, steps, preamble="", targets="all", title_hint=False):
@@ -239,7 +261,7 @@ def step_examples(problem, steps, preamble="", targets="all", title_hint=False):
     targets: "all" for k = 1..N, "literal" for the paper's k = 1..N-1. title_hint: the prompt names the title of step k (the paper's footnote).
     """
     last = len(steps) if targets == "all" else len(steps) - 1
-    examples = [{"problem": problem, "partial": preamble + "".join(steps[:k - 1]), "action": steps[k - 1].strip(), "k": k, "n": len(steps)}
+    examples = [{"problem": problem, "partial": preamble + "".join(steps[:k - 1]), "action": without_rule(steps[k - 1]), "k": k, "n": len(steps)}
                 for k in range(1, last + 1)]
     return [{**e, "title": step_title(e["action"])} for e in examples] if title_hint else examples
 
@@ -278,7 +300,10 @@ def ask_endpoint(url, model, prompt, tries=4):
 def ask_local(name):
     """A function from prompt to answer: a transformers model, greedy."""
     from transformers import pipeline
-    write = pipeline("text-generation", model=name)
+    try:
+        write = pipeline("text-generation", model=name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a model that can rewrite ({str(error).splitlines()[0]}); give a folder or a hub name with --rewrite") from None
     return lambda prompt: write([{"role": "user", "content": prompt}], max_new_tokens=4096, do_sample=False, return_full_text=False)[0]["generated_text"]
 
 
@@ -289,8 +314,13 @@ def rewrite(records, ask, path):
     that a run that was interrupted asks for none of them again. A bare result is left alone: its steps would be invented, not rewritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = {(r["id"], r["solution"]): r["rewritten"] for r in read_jsonl(path)} if path.exists() else {}
-    outcome = Counter()
+    known, outcome = {}, Counter()
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
+        try:
+            r = json.loads(line)
+            known[r["id"], r["solution"]] = r["rewritten"]
+        except ValueError:                                                      # an empty line, or the one that was being written when a run was killed
+            continue
     with path.open("a", encoding="utf-8") as log:
         for record in records:
             try:
@@ -304,11 +334,12 @@ def rewrite(records, ask, path):
             key = (record["id"], record["solution"])
             if key not in known:
                 known[key] = ask(REWRITE % (record["problem"], record["solution"])).rpartition("</think>")[2].strip()
-                log.write(json.dumps({"id": key[0], "solution": key[1], "rewritten": known[key]}, ensure_ascii=False) + "\n")
+                log.write("\n" + json.dumps({"id": key[0], "solution": key[1], "rewritten": known[key]}, ensure_ascii=False))
                 log.flush()
             try:
                 split_steps(known[key])
-                kept_answer = last_boxed(key[1]) in (None, last_boxed(known[key]))
+                boxes = ["".join((last_boxed(text) or "").split()) for text in (key[1], known[key])]
+                kept_answer = boxes[0] in ("", boxes[1])
             except ValueError:
                 kept_answer = None
             outcome["rewritten" if kept_answer else "rejected, no numbered steps" if kept_answer is None else "rejected, another answer"] += 1
@@ -532,7 +563,8 @@ def main():
         records = read_problems(source, split, columns, ("problem", "solution"))
         if args.rewrite:
             ask = partial(ask_endpoint, args.rewrite_url, args.rewrite) if args.rewrite_url else ask_local(args.rewrite)
-            print("rewriting: " + "; ".join(f"{n} {what}" for what, n in rewrite(records, ask, args.out / "rewritten.jsonl").most_common()))
+            outcome = rewrite(records, ask, args.out / f"rewritten_{Path(args.rewrite).name}.jsonl")
+            print("rewriting: " + "; ".join(f"{n} {what}" for what, n in outcome.most_common()))
         examples, reasons = segment(records, args.targets, args.title_hint)
     if not examples:
         expected = "no trajectory has calls to learn" if args.trajectories else "no solution has numbered steps"

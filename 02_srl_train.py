@@ -83,7 +83,7 @@ class Config:
     eval_every: int = 20                # updates between validations
     val_samples: int = 1                # completions per validation prompt; 1: greedy
     # SFT
-    epochs: int = 6                     # (paper: 3) the best by validation is kept
+    epochs: int = 3                     # (paper: 3) the best by validation is kept
     sft_batch: int = 64                 # (paper: 64)
     # hardware
     max_rows: int = 384                 # completions decoded side by side; waiting prompts take the places of finished ones
@@ -707,7 +707,8 @@ def make_optimizer(policy, cfg):
         else:
             base = torch.optim.Adam
     except ImportError as error:
-        raise segmentation.InputError(f"{error.name}: not installed, but --lora_rank or --optimizer asks for it; pip install {error.name}") from None
+        package = (error.name or str(error)).partition(".")[0]
+        raise segmentation.InputError(f"{package}: not installed, but --lora_rank or --optimizer asks for it; pip install {package}") from None
     if cfg.gradient_checkpointing:  # transformers' own switch drops the cache that holds the shared prompt
         for layer in policy.modules():
             if isinstance(layer, GradientCheckpointingLayer):

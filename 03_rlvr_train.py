@@ -78,14 +78,21 @@ def unsolved(examples):
 
 
 def with_answers(problems):
-    """The problems that have an answer, each of them checked; how many have none (proofs, for instance) is said. Raises InputError where none has."""
-    answered = [p for p in problems if str(p["answer"]).strip()]
+    """The problems whose answer can be graded; those without one (proofs, for instance) are counted, those that cannot be read named. InputError: none left."""
+    answered, unread = [], []
+    for p in problems:
+        if str(p["answer"]).strip():
+            try:
+                parse_gold(p["answer"], f"problem {p['id']}: ")
+                answered.append(p)
+            except segmentation.InputError as error:                      # it would call every completion wrong
+                unread.append(str(error))
+    without = len(problems) - len(answered) - len(unread)
+    print("".join(f"left out: {error}\n" for error in unread), end="")
+    if without:
+        print(f"{without} of {len(problems)} problems have no answer and are left out")
     if not answered:
-        raise segmentation.InputError(f"none of {len(problems)} problems has an answer; give 01_segment.py the column with --answer_column")
-    if len(answered) < len(problems):
-        print(f"{len(problems) - len(answered)} of {len(problems)} problems have no answer and are left out")
-    for p in answered:
-        parse_gold(p["answer"], f"problem {p['id']}: ")
+        raise segmentation.InputError(f"none of {len(problems)} problems has an answer that can be read; give 01_segment.py the column with --answer_column")
     return answered
 
 

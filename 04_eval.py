@@ -4,7 +4,8 @@ Prompt, episode and grader are those of 03, so the number that is reported is th
 grades them again without a model.
 
 in:      benchmarks (files with problem and answer, or names: amc23 aime24 aime25 minerva math500) and any number of models
-out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers per problem and what made them), table.md and figure.png beside them
+out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers per problem and what made them), table.md and figure.png beside them,
+         with --solved also right attempts as new expert solutions for 01_segment.py
 command: python 04_eval.py                                                    # base and every model in runs/, 2 CPU cores, about 30 s a model
          python 04_eval.py --models mine=runs/my_run/model --results results/mine
          python 04_eval.py --benchmarks amc23 aime24 --mode single --max_new_tokens 4096 --models mine=FOLDER        # real ones, from the hub
@@ -118,13 +119,27 @@ def attempts_file(path, settings, policy_of, problems, args):
     return records
 
 
+def solved_problems(problems, records, name):
+    """Of each problem that was solved the first right attempt as an expert solution for 01_segment.py: its steps, and its thoughts for SFT (reasoning)."""
+    solved = []
+    for problem, record in zip(problems, records, strict=True):
+        for attempt in [record["greedy"], *record["sampled"]]:
+            if attempt["finished"] and rlvr.is_correct(attempt["turns"][-1], record["answer"]):
+                steps = [srl.parse_completion(turn) or ("", srl.action_of(turn)) for turn in attempt["turns"]]
+                solved.append({"id": f"{name}-{problem['id']}", "problem": problem["problem"], "solution": "\n".join(action for _, action in steps),
+                               "answer": problem["answer"], "thoughts": [thoughts for thoughts, _ in steps]})
+                break
+    return solved
+
+
 def verdict(attempt, record, calls):
     """The grade of an attempt, by the reward of 03. Of an agent's, its calls and the invalid ones among them are added to the Counter `calls`."""
-    if "files" not in record:
-        return rlvr.judge(attempt["turns"][-1], record["answer"]) if attempt.get("finished", True) else "truncated"
-    found, invalid = rlvr.judge_calls(attempt["turns"], record)
-    calls.update(calls=len(attempt["turns"]), invalid=invalid)
-    return found if attempt["finished"] else "truncated"
+    if "files" in record:
+        found, invalid = rlvr.judge_calls(attempt["turns"], record)
+        calls.update(calls=len(attempt["turns"]), invalid=invalid)
+    else:
+        found = rlvr.judge(attempt["turns"][-1], record["answer"])
+    return found if found == "right" or attempt.get("finished", True) else "truncated"           # cut behind a right box: right, as for the reward
 
 
 def grade(records):
@@ -132,7 +147,7 @@ def grade(records):
     verdicts, calls, tokens, turns = Counter(), Counter(), [], 0
     greedy, right = [], []
     for record in records:
-        greedy.append(int(verdict(record["greedy"], record, Counter()) == "right"))             # rlvr.judge, the reward of 03
+        greedy.append(int(verdict(record["greedy"], record, Counter()) == "right"))
         grades = [verdict(a, record, calls) for a in record["sampled"]]
         verdicts.update(grades)
         right.append(grades.count("right"))
@@ -176,13 +191,15 @@ def summary(results, benchmark):
 
 
 # what the paper claims, as differences: they are seen more sharply than two means, since both methods met the same problems
-COMPARISONS = [("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"),
+COMPARISONS = [("srl", "base"), ("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"),
                ("srl", "rejection"), ("srl", "sft_student"), ("srl_rlvr", "srl_long")]
 
 
 def paired_difference(results, others, benchmark):
     """(mean, low, high) in points of avg@k: results minus others, problem by problem and seed by seed where both have the seed, with a 95 % interval."""
     by_seed = [{r["train_seed"]: r["benchmarks"][benchmark] for r in runs} for runs in (results, others)]
+    if len(by_seed[1]) == 1:                                                                      # such as the base, which has no training seed
+        by_seed[1] = dict.fromkeys(by_seed[0], next(iter(by_seed[1].values())))
     seeds = sorted(set(by_seed[0]) & set(by_seed[1]), key=str)
     if not seeds:                                                                                 # nothing to pair: the first of each
         by_seed, seeds = [{0: next(iter(runs.values()))} for runs in by_seed], [0]
@@ -195,7 +212,9 @@ PAPER_TABLE = {  # arXiv 2510.25992 v3, Qwen2.5-7B-Instruct: avg@32 and greedy o
     "Qwen2.5-7B-Instruct": (49.3, 50.0, 10.5, 13.3, 7.5, 6.7, 34.9, 24.6), "SFT (R1 reasoning)": (26.8, 40.0, 3.9, 10.0, 5.4, 10.0, 20.2, 16.6),
     "SFT (R1 outline)": (36.2, 27.5, 5.1, 3.3, 3.8, 6.7, 31.6, 16.3), "RLVR": (52.0, 47.5, 11.1, 10.0, 7.4, 10.0, 33.8, 24.5),
     "SFT (outline) then RLVR": (37.6, 35.0, 4.9, 3.3, 4.5, 6.7, 30.1, 17.4), "SRL": (51.5, 50.0, 13.2, 16.7, 7.1, 13.3, 36.4, 27.6),
-    "SRL then RLVR": (52.1, 57.5, 13.3, 20.0, 8.6, 10.0, 36.4, 28.3),
+    "SRL then RLVR": (52.1, 57.5, 13.3, 20.0, 8.6, 10.0, 36.4, 28.3), "s1K-7B": (24.1, 25.0, 2.2, 3.3, 3.7, 3.3, 20.2, 11.7),
+    "R3": (52.5, 57.5, 10.0, 13.3, 7.4, 10.0, 35.3, 26.6), "SRL without dynamic sampling": (48.5, 52.5, 11.1, 13.3, 6.8, 6.7, 33.8, 24.7),
+    "one-step similarity on whole solutions": (51.8, 52.5, 11.7, 13.3, 6.9, 10.0, 34.9, 25.9),
 }
 
 
@@ -446,6 +465,7 @@ def main():
     parser.add_argument("--train_seed", type=int, default=0, help="only written down: which training seed the models have")
     parser.add_argument("--completions", type=Path, default=HERE / "runs/eval")
     parser.add_argument("--results", type=Path, default=HERE / "results/latest")
+    parser.add_argument("--solved", type=Path, help="a folder for NAME.jsonl: right attempts as new expert solutions, --data of 01_segment.py")
     parser.add_argument("--regrade", action="store_true", help="grade the kept completions again, without a model")
     parser.add_argument("--table", type=Path, help="only make table and figure of this folder")
     args = parser.parse_args()
@@ -483,12 +503,18 @@ def main():
                 loaded.append(srl.load_policy(folder, srl.Config.device, args.dtype))
             return loaded[0]
 
+        solved = []
         result = {"model": name, "train_seed": args.train_seed, "decoding": settings, "made_by": provenance(), "benchmarks": {}}
         for benchmark, problems in benchmarks.items():
             bar.set_postfix_str(f"{name} on {benchmark}")
             path = args.completions / name / f"{benchmark}.jsonl"
-            result["benchmarks"][benchmark] = grade(attempts_file(path, {"model": str(folder), "changed": changed, **settings}, policy_of, problems, args))
+            records = attempts_file(path, {"model": str(folder), "changed": changed, **settings}, policy_of, problems, args)
+            result["benchmarks"][benchmark] = grade(records)
+            solved += solved_problems(problems, records, benchmark)
             bar.update()
+        if args.solved:
+            segmentation.write_jsonl(args.solved / f"{name}.jsonl", solved)
+            tqdm.write(f"{args.solved / name}.jsonl: {len(solved)} of {sum(map(len, benchmarks.values()))} problems solved; --data for 01_segment.py")
         segmentation.write_text(args.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
     bar.close()
     show(args.results)

@@ -22,14 +22,15 @@ from pathlib import Path
 from threading import Lock
 
 ROOT = Path(__file__).parent.parent
-METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "rlvr", "sft_rlvr", "sft_student", "rejection", "srl_long")
+METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "sft_student", "rejection", "srl_long")
 NEEDS = {"srl_rlvr": "srl", "sft_rlvr": "sft_outline"}
 SFT = ("02_srl_train.py", "--method", "sft", "--sft_target")
 # chosen on the 60 validation problems (README, "How the settings were chosen"); SRL and RLVR run with the scripts' defaults
 TRAIN = {
     "srl": ("02_srl_train.py",),
     "srl_rlvr": ("03_rlvr_train.py",),
-    "rlvr": ("03_rlvr_train.py", "--rollouts", "84000"),      # as many completions as SRL and RLVR together
+    # as many completions as SRL and RLVR together; where no group has a signal the batch only says how many are sampled side by side
+    "rlvr": ("03_rlvr_train.py", "--rollouts", "84000", "--prompts_per_batch", "16"),
     "sft_rlvr": ("03_rlvr_train.py", "--rollouts", "84000"),
     "sft_outline": (*SFT, "outline", "--learning_rate", "3e-3"),
     "sft_reasoning": (*SFT, "reasoning", "--learning_rate", "3e-3", "--max_new_tokens", "400"),
@@ -63,6 +64,19 @@ def run(command, log):
         raise SystemExit(f"{' '.join(map(str, command))}: exit code {result.returncode}; see {log}")
 
 
+def trained(method, seed, world):
+    """The folder of a method's model with a seed; what it starts from is trained first where it is not there."""
+    here, base = ROOT / world["runs"] / f"seed{seed}", ROOT / world["base"]
+    if method == "base":
+        return base
+    start = base
+    if method in NEEDS and not (start := here / NEEDS[method] / "model").is_dir():
+        trained(NEEDS[method], seed, world)
+    start = () if method == "rejection" else ("--model", start)
+    run([*world["train"][method], "--data", here / "data", "--out", here / method, "--seed", seed, *start], here / f"{method}.log")
+    return here / method / "model"
+
+
 def job(method, seed, args):
     """Train a method with a seed and evaluate it."""
     world = WORLDS[args.world]
@@ -71,15 +85,7 @@ def job(method, seed, args):
     if result.exists():
         return f"{method}, seed {seed}: stands"
     started = time.time()
-    model = ROOT / world["base"]
-    if method != "base":
-        flags = ["--data", here / "data", "--out", here / method, "--seed", seed]
-        if method in NEEDS:
-            flags += ["--model", here / NEEDS[method] / "model"]
-        elif method == "rlvr":
-            flags += ["--model", model]
-        run([*world["train"][method], *flags], here / f"{method}.log")
-        model = here / method / "model"
+    model = trained(method, seed, world)
     tokens = ("--max_new_tokens", 400) if method == "sft_reasoning" else ()      # its thoughts are longer
     run(["04_eval.py", "--models", f"{method}={model}", "--results", here / "results" / method, "--completions", here / "eval",
          "--train_seed", seed, "--seed", seed, *tokens, *world["eval"]], here / f"{method}.log")
@@ -135,7 +141,7 @@ def main():
         here = ROOT / world["runs"] / f"seed{seed}"
         if not (here / "data/val.jsonl").exists():
             run(["01_segment.py", *world["segment"], "--out", here / "data"], here / "segment.log")
-    jobs = [(method, seed) for seed in args.seeds for method in args.methods]
+    jobs = [(method, seed) for seed in args.seeds for method in args.methods if method != "base" or seed == args.seeds[0]]
     running, lock = set(), Lock()
 
     def work():

@@ -215,6 +215,13 @@ def test_lora_trains_adapters_and_saves_a_plain_model(srl, tiny, tokenizer, task
     torch.testing.assert_close(plain(ids).logits, tiny.eval()(ids).logits, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("knob, package", [({"lora_rank": 4}, "peft"), ({"optimizer": "adam8bit"}, "bitsandbytes")])
+def test_a_package_that_a_knob_needs_and_that_is_missing_is_named_with_its_command(srl, tiny, task, monkeypatch, knob, package):
+    monkeypatch.setitem(__import__("sys").modules, package, None)          # as if it were not installed
+    with pytest.raises(srl.segmentation.InputError, match=f"{package}: not installed, .* pip install {package}"):
+        srl.make_optimizer(tiny, replace(task[0], **knob))
+
+
 def test_the_papers_recipe_is_one_flag_and_every_other_flag_still_counts(srl, rlvr, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x", "--recipe", "paper", "--learning_rate", "1e-6", "--autojunk"])
     cfg = srl.parse_flags(srl.Config(), "x")

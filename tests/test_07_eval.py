@@ -40,11 +40,35 @@ def test_table_and_figure_are_made_of_the_results_alone(evaluate, tmp_path):
         for name, right in (("base", [0, 0, 0, 0]), ("srl", [8, 8, 4, 8 - seed])):
             part = {"greedy": [int(c == 8) for c in right], "right": right, "k": 8, "verdicts": {"right": sum(right), "wrong": 32 - sum(right)},
                     "tokens_per_response": 200.0, "tokens_per_step": 40.0}
-            evaluate.segmentation.write_text(tmp_path / f"seed{seed}/{name}.json", evaluate.json.dumps({"benchmarks": {"short": part, "hard": part}}))
+            result = {"train_seed": seed, "benchmarks": {"short": part, "hard": part}}
+            evaluate.segmentation.write_text(tmp_path / f"seed{seed}/{name}.json", evaluate.json.dumps(result))
     evaluate.show(tmp_path)
     table = (tmp_path / "table.md").read_text()
     assert "| SRL | 2 | 62.5 | 85.9 [" in table                          # greedy: (3 + 2) of 8; samples: (28 + 27) of 64
     assert "| Base | 2 | 0.0 | 0.0 [0.0, 0.0]" in table and (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_what_a_model_solved_becomes_new_expert_data_with_its_own_thoughts(evaluate):
+    """A student that solves step by step, or a teacher that solves at once: right attempts alone, the first of each problem, as 01 reads them."""
+    wrong, right = "<think>a</think>\n1. **Guess** \\boxed{4}", ["<think>b</think>\n1. **Add** 2 + 3", "2. **State** \\boxed{5}"]
+    attempt = lambda *turns, finished=True: {"turns": list(turns), "tokens": [9] * len(turns), "finished": finished}  # noqa: E731
+    whole = attempt("<think>c</think>\n1. **Add** 2 + 3\n2. **State** \\boxed{5}")
+    problems = [{"id": str(n), "problem": f"p{n}", "answer": "5"} for n in range(3)]
+    records = [{"answer": "5", "greedy": attempt(wrong), "sampled": [attempt(*right, finished=False), attempt(*right), whole]},
+               {"answer": "5", "greedy": whole, "sampled": [attempt(wrong)]}, {"answer": "5", "greedy": attempt(wrong), "sampled": [attempt(wrong)]}]
+    solved = evaluate.solved_problems(problems, records, "b")
+    assert [(s["id"], s["problem"], s["answer"], s["thoughts"]) for s in solved] == [("b-0", "p0", "5", ["b", ""]), ("b-1", "p1", "5", ["c"])]
+    assert {s["solution"] for s in solved} == {"1. **Add** 2 + 3\n2. **State** \\boxed{5}"}
+    examples, reasons = evaluate.segmentation.segment(solved)
+    assert not reasons and [(e["id"], e["k"], e["action"], e.get("thoughts")) for e in examples] == [
+        ("b-0", 1, "1. **Add** 2 + 3", "b"), ("b-0", 2, "2. **State** \\boxed{5}", ""), ("b-1", 1, "1. **Add** 2 + 3", None),
+        ("b-1", 2, "2. **State** \\boxed{5}", None)]                     # thoughts of a whole solution belong to no single step
+
+
+def test_a_right_answer_is_right_where_the_limit_cut_the_text_behind_it_as_it_is_for_the_reward(evaluate):
+    sampled = [{"turns": [t], "tokens": [3], "finished": False} for t in ("so \\boxed{5}. And", "so \\boxed{4}. And", "so")]
+    grade = evaluate.grade([{"answer": "5", "greedy": {"turns": ["\\boxed{5} and"]}, "sampled": sampled}])
+    assert grade["right"] == [1] and grade["greedy"] == [1] and grade["verdicts"] == {"right": 1, "truncated": 2}
 
 
 def test_a_paired_difference_is_seen_more_sharply_than_two_means(evaluate):
@@ -55,6 +79,13 @@ def test_a_paired_difference_is_seen_more_sharply_than_two_means(evaluate):
     assert mean == pytest.approx(10) and 0 < low < 10 < high
     assert evaluate.bootstrap_interval([c / 8 for c in more])[0] < evaluate.bootstrap_interval([c / 8 for c in half])[1]
     assert evaluate.paired_difference([results(more, 0)], [results(half, 5)], "hard")[0] == pytest.approx(10)      # no common seed: the first of each
+
+
+def test_a_method_of_one_run_is_paired_with_every_seed_of_the_other(evaluate):
+    """The base solves 2 of 8 in every problem; two seeds of a method 4 and 6 of 8: 25 and 50 points more, 37.5 on average."""
+    results = lambda c, seed: {"train_seed": seed, "benchmarks": {"hard": {"k": 8, "right": [c] * 20}}}  # noqa: E731
+    mean, low, high = evaluate.paired_difference([results(4, 0), results(6, 1)], [results(2, 0)], "hard")
+    assert (mean, low, high) == (37.5, 25, 50)
 
 
 def test_the_papers_averages_follow_from_its_columns_but_for_srl(evaluate):

@@ -17,7 +17,7 @@ def run(script, *flags, code=0):
 
 def test_the_four_scripts_run_in_order_on_the_miniature(tmp_path):
     data, small = tmp_path / "data", ("--prompts_per_batch", 8, "--group_size", 4, "--eval_every", 2, "--val_samples", 1)
-    assert "560 problems read, 560 kept" in run("01_segment.py", "--out", data, "--num_val", 5)
+    assert "1260 problems read, 1260 kept" in run("01_segment.py", "--out", data, "--num_val", 5)
     (data / "train.jsonl").write_text("".join((data / "train.jsonl").read_text().splitlines(keepends=True)[:400]))       # for time
     assert "the best policy by validation" in run("02_srl_train.py", "--data", data, "--out", tmp_path / "srl", "--rollouts", 64, *small)
     run("02_srl_train.py", "--method", "sft", "--data", data, "--out", tmp_path / "sft", "--epochs", 1, "--learning_rate", 1e-3)

@@ -45,25 +45,56 @@ def test_every_real_step_has_a_title(segment):
     assert {"Conclusion", "Define the Random Variable"} <= set(titles)
 
 
+INSIDE = ["\\[\n\\begin{cases}\n1. & x \\\\\n2. **y** & z\n\\end{cases}\n\\]", "$$\n3. **in**\n$$", "   1. **sub**\n   2. **sub**",
+          "```\n1. **code**\n### Step 9: code\n```", "\\begin{align*}\n2. **q** &= 1\n\\end{align*}", "| 1. **a** | 2 |\n|---|---|",
+          "1. plain\n2. plain", "It costs $5.", "---", "### Case analysis", "- **b**: c"]
+
+
+@needs_s1k
+@pytest.mark.parametrize("begin", ["{}. **{}:**", "**{}. {}**", "**{}) {}**", "### Step {}: {}", "### **Step {}: {}**", "**Step {}:** {}",
+    "#### {}. {}", "Step {}. {}"])
+def test_real_solutions_keep_their_steps_in_every_form_and_with_anything_inside(segment, begin):
+    """The 40 numbered ones with their 265 titles written in another form, and a formula, list, table, rule or code block behind some of them."""
+    import random
+    rng, titles = random.Random(0), 0
+    for record in segment.read_problems(S1K):
+        if record["kind"] == "numbered":
+            steps = segment.split_steps(record["solution"])
+            text = record["solution"][:len(record["solution"]) - sum(map(len, steps))]
+            for n, step in enumerate(steps, 1):
+                body = step.partition("\n")[2].rstrip("\n")
+                text += f"{begin.format(n, segment.step_title(step))}\n{body}\n{rng.choice(INSIDE) if rng.random() < 0.6 else ''}\n\n"
+            text += "**Final Answer:** \\boxed{5}\n"
+            again = segment.split_steps(text)
+            assert text.endswith("".join(again)) and [segment.step_title(a) or "" for a in again] in ([segment.step_title(s) for s in steps], [""] * len(steps))
+            titles += len(again)
+    assert titles == 265
+
+
 # Forms
 @pytest.mark.parametrize("begin, title", [
     ("{}. **Title:** text", "Title"), ("{}. **Title**: text", "Title"), ("{}. **Title** text", "Title"), ("{}) **Title**", "Title"),
     ("{}.  **Title.**", "Title"), ("**{}. Title** text", "Title"), ("**{}. Title:**", "Title"), ("**Step {}: Title**", "Title"), ("**Step {}:** text", ""),
     ("**{}.** text", ""), ("### Step {}: Title", "Title"), ("### Step {}", ""), ("## {}. Title", "Title"), ("### {}) Title", "Title"),
     ("#### **Step {}: Title**", "Title"), ("### Step {} - Title", "Title"), ("#### {}. **Title**", "Title"), ("Step {}: text", ""),
-    ("  {}. **Title**", "Title")])
+    ("  {}. **Title**", "Title"), ("{}. ***Title***", "Title"), ("{}.\u00a0**Title**  ", "Title"), ("({}) **Title**", "Title"), ("**({}) Title**", "Title"),
+    ("*Step {}: Title*", ""), ("- **Step {}: Title**", "Title"), ("Step {} (see above): text", ""), ("Step {} - text", ""), ("STEP {}", ""),
+    ("###Step {}: Title", "Title"), ("## Step {} — Title", "Title")])
 def test_a_numbered_title_in_any_of_these_forms_begins_a_step(segment, begin, title):
     solution = "First, a remark.\n\n" + numbered(begin)
     steps = segment.split_steps(solution)
     assert len(steps) == 3 and solution == "First, a remark.\n\n" + "".join(steps)
     assert segment.step_title(steps[1]) == title
+    windows = solution.replace("\n", "\r\n")
+    assert [step.replace("\r", "") for step in segment.split_steps(windows)] == steps and windows.endswith("".join(segment.split_steps(windows)))
 
 
 @pytest.mark.parametrize("inside", [
     "1. plain item\n2. plain item", "   1. **Case one**\n   2. **Case two**", "   - **1. Case**", "**12** apples, and 3. **more**", "2.5 m\n3.75 **m**",
     "1.1. **Part**", "```\n1. **in code**\n```", "~~~\n### Step 1: in code\n~~~", "$$\n1. **in a formula**\n$$", "\\[\n\\text{\n2. **in a formula**}\n\\]",
     "\\begin{align*}\n1. **in a formula** &= 2\n\\end{align*}", "\\[ x \\\\[4pt]\n y \\]",
-    "### 1.2 Part\n### 1.3 Part", "2. $x$ is **not** a title", "Step 2 shows that"])
+    "### 1.2 Part\n### 1.3 Part", "2. $x$ is **not** a title", "Step 2 shows that", "so \\(a\n2. **b**\n+ c\\) holds", "| 1. **a** | 2 |", "> 1. **quoted**",
+    "```x = 1```", "It costs $5", "**2) implies 1):** x", "Step 1: as above"])
 def test_what_stands_inside_a_step_does_not_cut_it(segment, inside):
     solution = f"1. **A**\n{inside}\n\n2. **B**\n{inside}\n\n3. **C**\nend"
     steps = segment.split_steps(solution)
@@ -77,6 +108,25 @@ def test_numbered_titles_inside_numbered_headings_belong_to_the_heading(segment)
     assert len(segment.split_steps(f"## 1. A\n### 1. Part\nx\n### 2. Part\ny\n## 2. B\n{cases}")) == 2
 
 
+def test_a_list_before_the_steps_or_one_heading_above_them_is_not_taken_for_them(segment):
+    steps = "**Step 1: A**\nx\n\n**Step 2: B**\ny\n\n**Step 3: C**\nz"
+    for before in ("1. **Given** a\n2. **Given** b\n\n", "### 1. Solution\n", "**Idea:** none\n---\n"):
+        assert segment.split_steps(before + steps) == segment.split_steps(steps)
+    assert len(segment.split_steps("**Step 1: A**\nx\n**Step 2: B**\n1. **Case one**\ny\n2. **Case two**\nz")) == 2      # here the last step holds it
+
+
+@pytest.mark.parametrize("outer", ["- First:\n  1. **Case one**\n  2. **Case two**\n- Then", "1. First:\n   1. **Case one**\n   2. **Case two**\n2. Then"])
+def test_numbered_titles_inside_a_list_of_another_kind_are_no_steps(segment, outer):
+    with pytest.raises(ValueError, match="no numbered steps with a title"):
+        segment.split_steps(outer)
+
+
+def test_rules_between_steps_belong_to_no_action(segment):
+    steps = segment.split_steps("### Step 1: A\nx\n\n---\n\n### Step 2: B\n| a |\n|---|\n\n***\r\n")
+    assert [e["action"] for e in segment.step_examples("p", steps)] == ["### Step 1: A\nx", "### Step 2: B\n| a |\n|---|"]
+    assert segment.step_examples("p", steps)[1]["partial"] == steps[0]                                           # the context is the text as it stands
+
+
 def test_forms_that_change_on_the_way_are_one_numbering(segment):
     assert len(segment.split_steps("1. **A**\nx\n\n**2. B**\ny\n\n### 3. C\nz")) == 3
 
@@ -84,6 +134,14 @@ def test_forms_that_change_on_the_way_are_one_numbering(segment):
 def test_a_formula_that_is_never_closed_hides_no_step(segment):
     for opening in ("$$ x", "\\[ x", "```", "\\begin{align} x"):
         assert len(segment.split_steps(f"1. **A**\n{opening}\n\n2. **B**\n\\[ y \\]\n\n3. **C**\n$$ z $$\n")) == 3
+    assert len(segment.split_steps("1. **A**\n\\begin{align} x\n\n2. **B**\n\\begin{align} y \\end{align}\n3. **C**")) == 3
+
+
+@pytest.mark.parametrize("text", ["\\[" * 200_000, "\\begin{a}" * 50_000, "\\(" * 200_000, "```\n" * 100_001, "\n" * 300_000 + "x", "Step 1" + " " * 200_000])
+def test_a_text_of_openings_alone_is_refused_and_not_pondered(segment, text):
+    """Each of these is read in one pass; where every opening searched to the end, \\begin{a} took four minutes."""
+    with pytest.raises(ValueError):
+        segment.split_steps(text)
 
 
 @pytest.mark.parametrize("solution, reason", [
@@ -139,6 +197,15 @@ def test_local_files_of_three_kinds_give_the_same_records(segment, tmp_path, suf
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     records = segment.read_problems(path, columns={"solution": "attempt"}, need=("problem", "solution"))
     assert [(r["id"], r["problem"], r["answer"]) for r in records] == [("0", "q0", "0"), ("1", "q1", "1"), ("2", "q2", "2")]
+
+
+def test_answers_may_stand_in_a_column_of_reference_solutions(segment, tmp_path):
+    """s1K: the attempt of a model is the solution and may be wrong; the reference beside it is a bare result, a solution with a box, or a proof."""
+    references = ["128", "so it is \\boxed{ 7 }.\nDone.", "Assume not.\nThen a contradiction.", "167.0"]
+    segment.write_jsonl(tmp_path / "a.jsonl", [{"question": "q", "solution": r, "attempt": "<think>1. **No**</think>\n\nHence \\boxed{9}"} for r in references])
+    records = segment.read_problems(tmp_path / "a.jsonl", columns={"solution": "attempt", "answer": "solution"})
+    assert [r["answer"] for r in records] == ["128", "7", "", "167.0"]
+    assert {r["solution"] for r in records} == {"Hence \\boxed{9}"}                                              # the thoughts of an expert are dropped
 
 
 def test_a_data_set_of_the_hub_is_read_by_name_split_and_columns(segment, tmp_path, monkeypatch):
@@ -212,6 +279,28 @@ def test_rewriting_continues_where_it_was_interrupted(segment, tmp_path):
     asked = []
     assert segment.rewrite(records(), lambda p: asked.append(p) or "1. **A** x\n2. **B** \\boxed{4}", tmp_path / "r.jsonl") == {"rewritten": 2}
     assert len(asked) == 1 and "p1" in asked[0]
+    whole = (tmp_path / "r.jsonl").read_text()
+    for kept in ("", whole[:-20]):                                        # killed before the first answer, and while it wrote the second
+        (tmp_path / "r.jsonl").write_text(kept)
+        asked.clear()
+        assert segment.rewrite(records(), lambda p: asked.append(p) or "1. **A** x\n2. **B** \\boxed{ 4}", tmp_path / "r.jsonl") == {"rewritten": 2}
+        assert len(asked) == (1 if kept else 2)
+
+
+def test_a_local_model_rewrites_and_a_folder_without_one_is_refused(segment, tmp_path):
+    assert segment.ask_local(str(ROOT / "miniature/base"))("Solve 3x + 4 = 19").startswith("<think>")
+    with pytest.raises(segment.InputError, match="not a model that can rewrite"):
+        segment.ask_local(str(tmp_path))
+
+
+def test_the_whole_rewriting_through_an_endpoint_from_the_command_line(segment, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(segment, "ask_endpoint", lambda url, model, prompt: f"1. **Add** a\n2. **Halve** \\boxed{{{4 if 'p1' in prompt else 5}}}")
+    segment.write_jsonl(tmp_path / "a.jsonl", [{"problem": f"p{n}", "solution": PROSE if n < 3 else numbered("{}. **T**")} for n in range(5)])
+    rewrite = ("--rewrite", "owner/m", "--rewrite_url", "u")
+    monkeypatch.setattr("sys.argv", ["01", "--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path), "--num_val", "1", *rewrite])
+    segment.main()
+    assert "rewriting: 2 rejected, another answer; 1 rewritten" in capsys.readouterr().out
+    assert len({e["id"] for part in ("train", "val") for e in segment.read_jsonl(tmp_path / f"{part}.jsonl")}) == 3
 
 
 def test_an_openai_compatible_endpoint_is_asked_and_its_refusal_is_told(segment):

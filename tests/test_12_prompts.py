@@ -197,3 +197,27 @@ def test_with_pad_equal_to_eos_the_eos_of_prompt_and_completion_both_count(srl, 
             plain = tiny(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
             expected = plain[torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1), torch.tensor(completion)]
             torch.testing.assert_close(logprobs[row][mask[row]], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("padding", ["left", "right", "none"])
+def test_sampled_and_trained_log_probabilities_equal_transformers_own_however_the_batch_is_padded(srl, tokenizer, tiny, padding):
+    prompts = [[3, 4, 5], [6, 7, 8, 9, 10, 11, 12, 13, 14], [15]]
+    torch.manual_seed(0)
+    rollout = srl.generate(tiny, tokenizer, prompts, 2, max_new_tokens=12)
+    with torch.no_grad():
+        trained, mask, _ = srl.token_logprobs(tiny, [(p, rollout.completions[2 * i:2 * i + 2]) for i, p in enumerate(prompts)])
+    rows = [prompts[b // 2] + completion for b, completion in enumerate(rollout.completions)]
+    for batch in ([[b] for b in range(6)] if padding == "none" else [list(range(6))]):
+        longest = max(len(rows[b]) for b in batch)
+        before = {b: longest - len(rows[b]) if padding == "left" else 0 for b in batch}
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        real = torch.zeros_like(ids)
+        for i, b in enumerate(batch):
+            ids[i, before[b]:before[b] + len(rows[b])], real[i, before[b]:before[b] + len(rows[b])] = torch.tensor(rows[b]), 1
+        with torch.no_grad():
+            logits = tiny(input_ids=ids, attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0)).logits.log_softmax(-1)
+        for i, b in enumerate(batch):
+            n, start = len(rollout.completions[b]), before[b] + len(prompts[b // 2]) - 1
+            expected = logits[i, start:start + n].gather(-1, torch.tensor(rollout.completions[b])[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(rollout.logprobs[b]), expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(trained[b][mask[b]], expected, atol=1e-4, rtol=0)
