@@ -13,7 +13,7 @@ Names say nothing about what a function should do, so an edit can be found by tr
 
 in:      nothing
 out:     miniature/agents/expert.jsonl, miniature/agents/benchmarks/*.jsonl, miniature/agents/base/ (config, tokenizer, safetensors)
-command: python miniature/agents.py                 # 1 CPU core, about 30 min, resumes where it stopped
+command: python miniature/agents.py                 # 40 min of one CPU core, resumes where it stopped
          python miniature/agents.py --data_only     # the same without the base model, seconds
 """
 import argparse
@@ -440,7 +440,7 @@ def check_calls(model, tokenizer, held_out, seed, num=400):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=30.0, help="length of the pretraining")
+    parser.add_argument("--minutes", type=float, default=40.0, help="length of the pretraining, of processor time")
     parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()

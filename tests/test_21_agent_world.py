@@ -108,7 +108,8 @@ def test_every_bug_breaks_the_hidden_tests_and_one_small_change_mends_what_the_i
         assert agents.without_processes({**task["files"], task["path"]: "\n".join(lines)}, task["hidden"]) == []
 
 
-def test_no_code_of_a_benchmark_is_in_the_training_data_and_the_new_kind_of_bug_is_in_none_of_it():
+def test_no_code_of_a_benchmark_is_in_the_training_data_and_the_new_kind_of_bug_is_in_none_of_it(rlvr, monkeypatch):
+    monkeypatch.setattr(rlvr, "failed_tests", agents.without_processes)
     sets, seen = agents.make_tasks(1)
     assert len(seen) == sum(agents.SIZES.values())                                 # all different with their names taken out
     assert {r["kind"] for r in tasks("benchmarks/kinds")} == {agents.NEW_KIND} and agents.NEW_KIND not in {r["kind"] for r in tasks("benchmarks/modules")}
@@ -147,6 +148,30 @@ def test_the_base_model_was_trained_on_the_prompt_that_the_scripts_send(srl, rlv
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     for name in (*agents.NAMES, *agents.FILES):
         assert len(tokenizer(f"({name}")["input_ids"]) == 2                           # a name is one token, so it can be copied
+
+
+def test_the_loop_of_solutions_plays_an_agent_until_it_submits_and_the_turns_share_its_advantage(srl, rlvr, task, tokenizer, tiny, monkeypatch):
+    """Four attempts in one group: two as the expert's, one that submits at once, one that never does."""
+    wrong = [agents.call_text("submit")]
+    lost = [agents.call_text("list")] * 99
+    plans = [agents.expert_calls(task), agents.expert_calls(task), wrong, lost]
+    turns = []
+
+    def generate(policy, tokenizer, prompts, sizes, *rest):
+        alive = [plan for plan in plans if len(plan) > len(turns)]
+        turns.append(sizes)
+        texts = [f"<think>t</think>\n{plan[len(turns) - 1]}" for plan in sorted(alive, key=plans.index)]
+        assert len(texts) == sum(sizes)
+        return srl.Rollout([[1, 2]] * len(texts), [[-1.0, -1.0]] * len(texts), texts, [True] * len(texts))
+
+    monkeypatch.setattr(srl, "generate", generate)
+    cfg = rlvr.Config(mode="agent", max_turns=7, group_size=4, prompts_per_batch=1, device="cpu")
+    make_prompt, extend, reward, _ = rlvr.MODES["agent"]
+    groups, stats = srl.collect(tiny, tokenizer, srl.Cursor([task], 0), make_prompt, reward, extend, cfg)
+    (episodes, rewards, advantages), = groups
+    assert rewards.tolist() == [1, 1, 0, 0] and [len(e.turns) for e in episodes] == [5, 5, 1, 7] and stats["completions"] == 18
+    assert advantages.tolist() == pytest.approx([1, 1, -1, -1], abs=1e-4)                            # mean 1/2, std 1/2
+    assert [e.example["files"]["shop.py"].count("a + b") for e in episodes] == [1, 1, 0, 0]
 
 
 def test_evaluation_plays_and_grades_agents_and_needs_no_model_to_grade_again(evaluate, rlvr, task, tmp_path, monkeypatch):
