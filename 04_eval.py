@@ -40,7 +40,7 @@ METHODS = {
     "base": ("Base", "#999999"), "sft_outline": ("SFT (outline)", "#E69F00"), "sft_reasoning": ("SFT (reasoning)", "#F0E442"), "rlvr": ("RLVR", "#56B4E9"),
     "sft_rlvr": ("SFT then RLVR", "#CC79A7"), "srl": ("SRL", "#009E73"), "srl_rlvr": ("SRL then RLVR", "#0072B2"),
     "sft_student": ("control: SFT, own-style thoughts", "#D55E00"), "rejection": ("control: rejection sampling", "#000000"),
-    "srl_long": ("control: SRL, as many rollouts as SRL then RLVR", "#66C2A5"),
+    "srl_long": ("control: SRL, 84,000 rollouts", "#66C2A5"),
 }
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}      # of every figure here and in the notebooks
 
