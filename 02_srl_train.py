@@ -20,6 +20,7 @@ in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a causal language 
 out:     runs/srl/ (the best checkpoint by validation, a model folder), runs/srl/log.jsonl
 command: python 02_srl_train.py                                        # 2 CPU cores, about 7 min
          python 02_srl_train.py --method sft --sft_target outline      # the baseline, about 4 min
+         python 02_srl_train.py --recipe agents                        # the agents' miniature
 """
 import argparse
 import itertools

@@ -4,12 +4,16 @@ Everything but the task comes from 02: rollout, dynamic sampling (with 0/1 rewar
 model, so RLVR alone, SFT then RLVR and SRL then RLVR are one flag apart. In stepwise mode an episode asks for one step at a time and drops earlier
 thoughts; its turns share the advantage of its outcome. Single mode is the paper's: one completion for the whole problem.
 
+Agent mode asks for one call at a time, executes it and extends the context with what it returned; the reward is 1 where the hidden tests pass on what was
+submitted.
+
 Differences from the paper: it prints neither prompt nor reward values of RLVR; ours are below.
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py; their problems and answers) and a model, runs/srl/model by default (02_srl_train.py)
 out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it
 command: python 03_rlvr_train.py                                                     # 2 CPU cores, about 7 min
          python 03_rlvr_train.py --model miniature/base --out runs/rlvr              # RLVR alone
+         python 03_rlvr_train.py --recipe agents                                     # the agents' miniature
 """
 import inspect
 import itertools
@@ -264,7 +268,7 @@ def rlvr_reward(completion, example):
 
 # 4. Agents: calls on a repository {file name: text}, and the hidden tests as their reward
 TEST_SECONDS = (2, 20)      # of processor time, and until the child is ended whatever it does; the miniature's tests take a millisecond
-UNSAFE = False              # True: run tests under resource limits alone where the system has no seccomp (--unsafe_tests)
+UNSAFE = False              # True (--unsafe_tests): run them under resource limits alone where the system has no seccomp
 
 
 def sandbox_process():

@@ -9,7 +9,7 @@ numbered solutions in s1K. Everything here is committed, so nobody has to run th
 
 in:      nothing
 out:     miniature/expert.jsonl, miniature/benchmarks/*.jsonl, miniature/base/ (config, tokenizer, safetensors)
-command: python miniature/make.py              # 2 CPU cores, about 1 h, resumes where it stopped
+command: python miniature/make.py              # 2 CPU cores, about 1 h (120 min of processor time), resumes where it stopped
          python miniature/make.py --data_only  # the same without the base model, seconds
 """
 import argparse
