@@ -23,14 +23,17 @@ command: python 02_srl_train.py                                        # 2 CPU c
          python 02_srl_train.py --recipe agents                        # the agents' miniature
 """
 import argparse
+import gc
 import itertools
 import json
 import math
 import os
 import random
 import re
+import resource
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
@@ -228,54 +231,48 @@ def srl_reward(completion, example, autojunk=False):
 
 
 # 3. Model
-def attention_part(scores, values):
-    """Attention to a part of the positions: (its output | logarithm of the sum of its exponentials) on the last axis, so that parts can be put together."""
-    weights = scores.softmax(-1, dtype=torch.float32)
-    total = scores.amax(-1, keepdim=True).float() - weights.amax(-1, keepdim=True).log()          # the greatest weight is exp(greatest score) / sum
-    return torch.cat([(weights.to(values.dtype) @ values).float(), total], -1)
-
-
 def shared_prompt_attention(query, key, value, scaling, cache, layer):
-    """One decode step: every row looks at its prompt, stored once for its group, and at its own tokens; the two parts of one softmax are put together.
+    """One decode step: every row looks at its prompt, stored once for its group, and at its own tokens, under one softmax.
 
-    The rows stand in a grid with a line for each prompt, so that a prompt meets all its rows in one matrix product.
-    query (B, H, 1, D), key and value (B, H_kv, t, D) -> (B, 1, H, D).
+    The rows stand in a grid with a line for each prompt, so that a prompt meets all its rows in one matrix product; what stands at empty places is
+    never read. query (B, H, 1, D), key and value (B, H_kv, t, D) -> (B, 1, H, D).
     """
     B, H, _, D = query.shape
     H_kv, R = key.shape[1], H // key.shape[1]
     prompt_keys, prompt_values = cache.prompts[layer]                                             # (P, H_kv, D, T), (P, H_kv, T, D)
-    P, W = len(prompt_keys), cache.width
+    P, W, T = len(prompt_keys), cache.width, prompt_keys.shape[3]
+
+    def to_grid(rows):                                                                            # (B, H_kv, R, n) -> (P, H_kv, W * R, n)
+        return rows.index_select(0, cache.row_at).view(P, W, H_kv, R, -1).transpose(1, 2).reshape(P, H_kv, W * R, -1)
+
+    def from_grid(grid):
+        return grid.view(P, H_kv, W, R, -1).transpose(1, 2).reshape(P * W, H_kv, R, -1).index_select(0, cache.place)
     query = (query * (scaling or D**-0.5)).view(B, H_kv, R, D)
-    grid = query.new_zeros(P * W, H_kv, R, D)
-    grid[cache.place] = query
-    grid = grid.view(P, W, H_kv, R, D).transpose(1, 2).reshape(P, H_kv, W * R, D)
-    at_prompt = attention_part(grid @ prompt_keys + cache.hide_padding, prompt_values)
-    at_prompt = at_prompt.view(P, H_kv, W, R, D + 1).transpose(1, 2).reshape(P * W, H_kv, R, D + 1)[cache.place]
-    scores = query @ key.transpose(2, 3)
-    at_own = attention_part(scores if cache.hide_future is None else scores + cache.hide_future, value)
-    own_share = (at_own[..., -1:] - at_prompt[..., -1:]).sigmoid()
-    return at_prompt[..., :-1].lerp(at_own[..., :-1], own_share).to(value.dtype).view(B, 1, H, D)
+    at_prompt, at_own = from_grid((to_grid(query) @ prompt_keys).add_(cache.hide_padding)), query @ key.transpose(2, 3)
+    if cache.hide_future is not None:
+        at_own.add_(cache.hide_future)
+    weights = torch.cat([at_prompt, at_own], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (from_grid(to_grid(weights[..., :T]) @ prompt_values) + weights[..., T:] @ value).view(B, 1, H, D)
 
 
-def grouped_query_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, shared_prompts=None, **kwargs):
-    """Attention for every case: decode steps with shared prompts, short texts on a CPU in plain matrix products, the rest by torch's own kernels.
+def grouped_query_attention(module, query, key, value, attention_mask, scaling=None, shared_prompts=None, **kwargs):
+    """Attention for every case: decode steps with shared prompts, the rest by torch's own kernels.
 
-    query (B, H, L, D), key and value (B, H_kv, T, D), attention_mask bool (B, 1, L, T), True where a query may look -> (B, L, H, D).
-    shared_prompts: the SharedPromptCache of a decode step. The plain products do not repeat keys and values for the query heads that share them; below
-    about 100 x 100 positions that is a third faster than torch's kernel, at 900 x 900 three times slower.
+    query (B, H, L, D), key and value (B, H_kv, T, D), attention_mask (B, 1, L, T), see `additive` -> (B, L, H, D).
+    shared_prompts: the SharedPromptCache of a decode step. On a CPU the kernel takes keys and values that several query heads share as they are;
+    transformers' call repeats them.
     """
     if shared_prompts is not None:
         return shared_prompt_attention(query, key, value, scaling, shared_prompts, module.layer_idx), None
-    if query.is_cuda or query.shape[2] * key.shape[2] > 100 * 100:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    B, H, L, D = query.shape
-    H_kv, T = key.shape[1], key.shape[2]
-    scores = (query * (scaling or D**-0.5)).reshape(B, H_kv, H // H_kv * L, D) @ key.transpose(2, 3)
-    if attention_mask is None:
-        attention_mask = torch.ones(L, T, dtype=torch.bool, device=query.device).tril(T - L)
-    scores = scores.view(B, H, L, T).masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (weights.view(B, H_kv, -1, T) @ value).view(B, H, L, D).transpose(1, 2), None
+    if query.is_cuda or attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2), None
+
+
+def additive(mask, dtype):
+    """A mask that is True where a query may look, as numbers to add to its scores: made once for all layers."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 AttentionInterface.register("grouped_query", grouped_query_attention)
@@ -303,15 +300,15 @@ def eos_ids(policy, tokenizer):
     return ids
 
 
-def left_pad(prompts, device):
-    """N prompts (lists of ids) of any length as ids (N, P), real (N, P) bool, a causal mask (N, 1, P, P) and positions (N, P): all end together."""
+def left_pad(prompts, device, dtype=torch.float32):
+    """N prompts (lists of ids) of any length as ids (N, P), real (N, P) bool, an additive causal mask (N, 1, P, P) and positions (N, P): all end together."""
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     P = int(lengths.max())
     ids = torch.tensor([[0] * (P - len(p)) + list(p) for p in prompts], device=device)
     real = torch.arange(P, device=device) >= P - lengths[:, None]
     causal = torch.ones(P, P, dtype=torch.bool, device=device).tril()
     mask = (real[:, None, :] & causal) | torch.eye(P, dtype=torch.bool, device=device)           # a padded position sees itself: no empty softmax
-    return ids, real, mask[:, None], (real.cumsum(1) - 1).clamp(min=0)
+    return ids, real, additive(mask[:, None], dtype), (real.cumsum(1) - 1).clamp(min=0)
 
 
 class PromptCache:
@@ -340,24 +337,26 @@ def chunk_logprobs(hidden, weight, bias, targets, temperature):
     return logprobs.gather(-1, targets[:, None])[:, 0], entropy
 
 
-def token_logprobs(policy, groups, temperature=1.0, pass_tokens=1500, head_tokens=2048):
+def token_logprobs(policy, groups, temperature=1.0, head_tokens=2048):
     """Log-probabilities of the completions' tokens, each prompt computed once for its group.
 
     groups: list of (prompt ids, list of completions' ids), B completions in all. Returns logprobs (B, T), mask bool (B, T) and the mean entropy.
-    One pass over the prompts, then passes of about pass_tokens over completions of like length, which look back at their prompt's keys and values.
-    The head sees completion positions only, in chunks of head_tokens whose logits are made again for the gradient: nothing of size
-    tokens x vocabulary stays alive.
+    One pass over the prompts, then passes over completions of like length, which look back at their prompt's keys and values.
+    The head sees completion positions only, in chunks of head_tokens whose logits are made again for the gradient, unless the vocabulary is tiny: nothing of
+    size tokens x vocabulary stays alive.
     """
     device = policy.device
+    pass_tokens = 750 if device.type == "cpu" else 4000                                           # about as many activations as a core's cache holds
     completions = [(n, completion) for n, (_, group) in enumerate(groups) for completion in group]
     lengths = torch.tensor([len(c) for _, c in completions], device=device)
     mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]                     # (B, T), from lengths: EOS is trained, padding is not
-    ids, real, causal, positions = left_pad([prompt for prompt, _ in groups], device)
+    ids, real, causal, positions = left_pad([prompt for prompt, _ in groups], device, policy.dtype)
     cache = PromptCache()
     prompt_end = policy.base_model(input_ids=ids, attention_mask=causal, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
 
     order = sorted(range(len(completions)), key=lambda b: len(completions[b][1]))
     head = policy.get_output_embeddings()
+    of_chunk = chunk_logprobs if len(head.weight) <= 1000 else partial(torch.utils.checkpoint.checkpoint, chunk_logprobs, use_reentrant=False)
     logprobs, entropies, begin = [None] * len(completions), [], 0
     while begin < len(order):
         end = begin + 1
@@ -373,13 +372,13 @@ def token_logprobs(policy, groups, temperature=1.0, pass_tokens=1500, head_token
             own = torch.ones(L - 1, L - 1, dtype=torch.bool, device=device).tril().expand(len(part), -1, -1)
             sees = torch.cat([real[rows][:, None, :].expand(-1, L - 1, -1), own], 2)              # its prompt and what it wrote so far
             place = positions[rows, -1:] + torch.arange(1, L, device=device)
-            after = policy.base_model(input_ids=padded[:, :-1], attention_mask=sees[:, None], position_ids=place, past_key_values=PromptCache(cache, rows),
-                                      use_cache=True)
+            after = policy.base_model(input_ids=padded[:, :-1], attention_mask=additive(sees[:, None], policy.dtype), position_ids=place,
+                                      past_key_values=PromptCache(cache, rows), use_cache=True)
             hidden = torch.cat([hidden, after.last_hidden_state], 1)                              # (b, L, D)
         inside = mask[part, :L]
         hidden, targets = hidden[inside], padded[inside]
-        chunks = [torch.utils.checkpoint.checkpoint(chunk_logprobs, hidden[i:i + head_tokens], head.weight, head.bias, targets[i:i + head_tokens], temperature,
-                                                    use_reentrant=False) for i in range(0, len(targets), head_tokens)]
+        chunks = [of_chunk(hidden[i:i + head_tokens], head.weight, head.bias, targets[i:i + head_tokens], temperature)
+                  for i in range(0, len(targets), head_tokens)]
         entropies += [entropy for _, entropy in chunks]
         for b, row in zip(part, torch.cat([p for p, _ in chunks]).split(lengths[part].tolist()), strict=True):
             logprobs[b] = row
@@ -406,7 +405,7 @@ class SharedPromptCache:
         prompts[layer]   keys (P, H_kv, D, T), values (P, H_kv, T, D)     each prompt once, padded on the left to T
         own[layer]       keys and values (B, H_kv, room, D)               what row b wrote, in columns 0 .. length[b] - 1; room grows by 32
         group (B,)       the prompt of each row, ascending
-        place (B,)       its place in a grid of P lines, `width` rows each (shared_prompt_attention)
+        place (B,)       its place in a grid of P lines, `width` rows each (shared_prompt_attention); row_at (P * width,) the row at a place
     """
 
     def __init__(self, policy):
@@ -431,7 +430,7 @@ class SharedPromptCache:
 
     def admit(self, prompts, sizes):
         """Read prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the hidden state of each new row (b, D)."""
-        ids, real, mask, positions = left_pad(prompts, self.policy.device)
+        ids, real, mask, positions = left_pad(prompts, self.policy.device, self.policy.dtype)
         self.reading = {}
         hidden = self.policy.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self, use_cache=True).last_hidden_state
         group = torch.repeat_interleave(torch.arange(len(prompts), device=ids.device), torch.tensor(sizes, device=ids.device))
@@ -464,8 +463,9 @@ class SharedPromptCache:
         counts = torch.bincount(self.group, minlength=len(self.seen))
         self.width = int(counts.max()) if len(counts) else 0
         self.place = self.group * self.width + self.row - (counts.cumsum(0) - counts)[self.group]
-        self.hide_padding = torch.zeros(self.seen.shape, dtype=self.policy.dtype, device=self.seen.device)
-        self.hide_padding = self.hide_padding.masked_fill(~self.seen, torch.finfo(self.policy.dtype).min)[:, None, None]
+        self.row_at = self.place.new_zeros(len(self.seen) * self.width)
+        self.row_at[self.place] = self.row
+        self.hide_padding = additive(self.seen, self.policy.dtype)[:, None, None]
         self.begins = self.seen.sum(1)[self.group]                                                # (B,) the position of a row's first own token
 
     def step(self, token):
@@ -477,15 +477,14 @@ class SharedPromptCache:
             self.own = {layer: [torch.nn.functional.pad(t, [0, 0, 0, 32]) for t in pair] for layer, pair in self.own.items()}
         if first < last:                                                                          # rows that came later have written less
             future = torch.arange(self.used, device=token.device) > self.length[:, None]
-            self.hide_future = torch.zeros(future.shape, device=token.device).masked_fill(future, float("-inf"))[:, None, None]
-        visible = torch.ones(len(token), 1, 1, self.used, dtype=torch.bool, device=token.device)
-        hidden = self.policy.base_model(input_ids=token[:, None], attention_mask=visible, position_ids=(self.begins + self.length)[:, None],
+            self.hide_future = additive(~future, self.policy.dtype)[:, None, None]
+        hidden = self.policy.base_model(input_ids=token[:, None], attention_mask=self.hide_padding, position_ids=(self.begins + self.length)[:, None],
                                         past_key_values=self, use_cache=True, shared_prompts=self).last_hidden_state[:, -1]
         self.length = self.length + 1
         return hidden
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384):
     """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns a Rollout of P*G in order.
 
@@ -509,12 +508,12 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
             hidden = torch.cat([hidden, new]) if len(row) else new
             row = torch.cat([row, *(torch.arange(first[i], first[i + 1], device=device) for i in chosen)])
         scores = head(hidden).float() / (temperature or 1.0)
-        distribution = scores.log_softmax(-1)                                                    # (rows, V)
+        distribution = scores.softmax(-1)                                                        # (rows, V)
         if temperature:  # the inverse of the cumulative distribution at a uniform number is a draw from it
-            token = (distribution.exp().cumsum(-1) < torch.rand(len(row), 1, device=device)).sum(-1).clamp(max=distribution.shape[-1] - 1)
+            token = torch.searchsorted(distribution.cumsum(-1), torch.rand(len(row), 1, device=device))[:, 0].clamp(max=distribution.shape[-1] - 1)
         else:
-            token = distribution.argmax(-1)
-        tokens[row, cache.length], logprobs[row, cache.length] = token, distribution.gather(-1, token[:, None])[:, 0]
+            token = scores.argmax(-1)
+        tokens[row, cache.length], logprobs[row, cache.length] = token, distribution.gather(-1, token[:, None])[:, 0].log()
         ended = torch.isin(token, eos)
         ends[row[ended]] = ends[row[ended]].minimum(cache.length[ended] + 1)
         alive = (ends[row] > cache.length + 1).nonzero()[:, 0]
@@ -775,6 +774,19 @@ def update(policy, optimizer, turns, cfg):
     return {name: value if name == "mismatch" else value / steps for name, value in stats.items()}
 
 
+def update_cost(turns, seconds):
+    """What an update took, and the part of its prompt tokens that sharing saved: turns with the same prompt ids count it once."""
+    unshared, shared = sum(len(turn[0]) for turn in turns), sum(map(len, {tuple(turn[0]) for turn in turns}))
+    return {"seconds_update": seconds, "update_tokens_per_second": sum(len(turn[1]) for turn in turns) / seconds, "prompt_tokens_saved": 1 - shared / unshared}
+
+
+def peak_gb(device):
+    """The most memory that this process has held so far, in GB: of the GPU, else of the machine."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9    # bytes on a Mac, kB on Linux
+
+
 # 9. Training
 def validate(policy, tokenizer, examples, make_prompt, reward_fn, extend, cfg):
     """Share of rewards of 1 (an exact step, a solved problem) and mean reward on the validation examples, with a fixed seed; one completion to look at."""
@@ -879,7 +891,7 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
         if stats["bad_format"] > 0.95:
             warn_once(told, "format", "fewer than 5 % of the completions keep the format <think> .. </think> step: start from a model that follows the prompt")
         step += 1
-        log.append({"step": step, "done": done, **stats, "seconds_update": time.time() - started})
+        log.append({"step": step, "done": done, **stats, **(update_cost(turns, time.time() - started) if groups else {}), "peak_gb": peak_gb(cfg.device)})
         bar.update(stats["completions"])
         bar.set_postfix(exact=f"{stats['exact']:.1%}", reward=f"{stats['reward']:.3f}", kept=f"{stats['kept']}/{stats['sampled']}", val=f"{best[0]:.1%}")
         if step % cfg.eval_every == 0 or done >= cfg.rollouts:
@@ -989,6 +1001,7 @@ def parse_flags(defaults, description, recipes=RECIPES):
         if type(value) is int and value < (0 if name in ("seed", "lora_rank") else 1):
             raise segmentation.InputError(f"--{name} {value}: must be at least {0 if name in ('seed', 'lora_rank') else 1}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    gc.freeze()                                                                                  # what is imported stays: not to be searched for garbage again
     return cfg
 
 

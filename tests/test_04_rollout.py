@@ -1,7 +1,7 @@
 """Rollout and log-probabilities: what is sampled is what is trained."""
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20], [30, 31, 32, 33]]
 
@@ -19,14 +19,29 @@ def test_greedy_tokens_equal_generates_on_ragged_prompts(srl, tiny, tokenizer):
         assert completion == reference
 
 
-def test_greedy_tokens_equal_generates_on_another_architecture(srl, tokenizer):
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
+def test_greedy_tokens_and_log_probabilities_equal_transformers_on_other_architectures(srl, tokenizer, kind):
+    """Random models with two key-value heads for four query heads; Qwen3 also normalises queries and keys."""
     torch.manual_seed(1)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1,
-                         eos_token_id=1, pad_token_id=0, attn_implementation="grouped_query", initializer_range=0.2)
-    llama = LlamaForCausalLM(config).eval()
-    ours = srl.generate(llama, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=20).completions
-    for prompt, completion in zip(PROMPTS, ours, strict=True):
-        assert completion == llama.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt):].tolist()
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                  num_key_value_heads=2, head_dim=8, eos_token_id=1, pad_token_id=0, bos_token_id=None, initializer_range=0.2)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="grouped_query").eval()
+    ours = srl.generate(model, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=20).completions
+    logprobs, mask, _ = srl.token_logprobs(model, [(prompt, [completion]) for prompt, completion in zip(PROMPTS, ours, strict=True)])
+    model.set_attn_implementation("eager")                                                       # transformers' own plain attention
+    for b, (prompt, completion) in enumerate(zip(PROMPTS, ours, strict=True)):
+        assert completion == model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt):].tolist()
+        torch.testing.assert_close(logprobs[b][mask[b]], plain_logprobs(model, prompt, completion), atol=1e-5, rtol=0)
+
+
+def test_greedy_tokens_equal_generates_on_the_miniatures_model(srl, tokenizer, example):
+    policy, _ = srl.load_policy(str(srl.HERE / "miniature/base"))
+    problems = ("Solve 3x + 4 = 19", "Solve 2(5x - 7) + 3 = 4x + 25", "Solve 6(9x + 2) + 53 = 46x - 63")
+    prompts = [srl.encode(tokenizer, srl.srl_prompt({**example, "problem": problem, "partial": ""})) for problem in problems]
+    ours = srl.generate(policy, tokenizer, prompts, 1, temperature=0, max_new_tokens=60).completions
+    policy.set_attn_implementation("eager")
+    for prompt, completion in zip(prompts, ours, strict=True):
+        assert completion == policy.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=60)[0, len(prompt):].tolist()
 
 
 def test_log_probabilities_of_the_rollout_equal_those_of_training_and_of_a_plain_forward(srl, tiny, tokenizer):
@@ -36,8 +51,8 @@ def test_log_probabilities_of_the_rollout_equal_those_of_training_and_of_a_plain
     logprobs, mask, _ = srl.token_logprobs(tiny, groups)
     for b, (sampled, completion) in enumerate(zip(rollout.logprobs, rollout.completions, strict=True)):
         trained = logprobs[b][mask[b]]
-        torch.testing.assert_close(trained, torch.tensor(sampled), atol=1e-4, rtol=0)
-        torch.testing.assert_close(trained, plain_logprobs(tiny, PROMPTS[b // 4], completion), atol=1e-4, rtol=0)
+        torch.testing.assert_close(trained, torch.tensor(sampled), atol=1e-5, rtol=0)
+        torch.testing.assert_close(trained, plain_logprobs(tiny, PROMPTS[b // 4], completion), atol=1e-5, rtol=0)
 
 
 def test_the_end_token_is_trained_and_padding_is_not(srl, tiny, tokenizer):
@@ -63,8 +78,8 @@ def test_gradients_with_a_shared_prompt_equal_those_of_separate_sequences(srl, t
     shared = [p.grad.clone() for p in tiny.parameters()]
     tiny.zero_grad()
     sum(plain_logprobs(tiny, prompt, c).sum() for prompt, completions in groups for c in completions).backward()
-    for a, p in zip(shared, tiny.parameters(), strict=True):
-        torch.testing.assert_close(a, p.grad, atol=1e-4, rtol=1e-4)
+    shared, separate = torch.cat([g.flatten() for g in shared]), torch.cat([p.grad.flatten() for p in tiny.parameters()])
+    assert (shared - separate).norm() < 1e-5 * separate.norm()
 
 
 def test_several_end_ids_all_end_a_completion(srl, tiny, tokenizer):
