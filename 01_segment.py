@@ -11,6 +11,7 @@ in:      problems with solutions in numbered steps: a .jsonl, .json or .parquet 
 out:     runs/data/train.jsonl, runs/data/val.jsonl: one example a line
 command: python 01_segment.py                 # the miniature's 1,260 problems, 2 s
          python 01_segment.py --dataset simplescaling/s1K-1.1 --solution_column deepseek_attempt --out runs/s1k        # the paper's data
+         python 01_segment.py --trajectories --data miniature/agents/expert.jsonl --num_val 60 --out runs/agents/data           # the miniature's agents
          python 01_segment.py --dataset SWE-bench/SWE-smith-trajectories --trajectories --out runs/swe                  # agents
 """
 import argparse
@@ -560,12 +561,13 @@ def trajectory_examples(row, pairs=2, max_observation=8000):
     turns = [turn for turn in turns if turn[0]]
     if not turns:
         raise ValueError("no call of a function or command in it")
+    repository = {name: row[name] for name in ("files", "visible", "hidden") if name in row}       # of the miniature: where 03 runs the calls
     examples = []
     for k, (call, _) in enumerate(turns, 1):
         shown = turns[max(0, k - 1 - pairs):k - 1]
         context = [{"role": role, "content": text} for done, seen in shown for role, text in (("assistant", done), ("user", shorten(seen, max_observation)))]
         examples.append({"id": row["id"], "problem": "\n\n".join(issue), "system": "\n\n".join(system), "partial": "", "context": context,
-                         "action": call, "k": k, "n": len(turns), "answer": ""})
+                         "action": call, "k": k, "n": len(turns), "answer": "", **repository})
     return examples
 
 

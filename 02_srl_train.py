@@ -20,6 +20,7 @@ in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a causal language 
 out:     runs/srl/model (the best by validation), log.jsonl, completions.txt (a few of every update) and checkpoints beside it
 command: python 02_srl_train.py                                        # 2 CPU cores, about 7 min; the same again continues what was interrupted
          python 02_srl_train.py --method sft --sft_target outline      # the baseline, about 4 min
+         python 02_srl_train.py --recipe agents                        # the agents' miniature
          torchrun --nproc-per-node 8 02_srl_train.py                   # 8 GPUs
 """
 import argparse
@@ -69,7 +70,7 @@ class Config:
     data: str = str(HERE / "runs/data")         # train.jsonl and val.jsonl
     out: str = str(HERE / "runs/srl")
     prompt_file: str = ""               # a text in place of our prompt, see with_prompt_file
-    recipe: str = "miniature"           # miniature | paper: other defaults, see PAPER
+    recipe: str = "miniature"           # miniature | agents | paper: other defaults, see RECIPES
     seed: int = 0
     # batch
     prompts_per_batch: int = 16         # P, groups in an update (paper: 512)
@@ -116,6 +117,13 @@ PAPER = {
             "model": "Qwen/Qwen2.5-7B-Instruct", "data": str(HERE / "runs/s1k"), "out": str(HERE / "runs/paper_sft"), "max_new_tokens": 2048,
             "max_rows": 128, "update_tokens": 16_000, "gradient_checkpointing": True},
 }
+# --recipe agents. The miniature's second world; see 03 for its tools
+AGENTS = {"model": str(HERE / "miniature/agents/base"), "data": str(HERE / "runs/agents/data"), "max_new_tokens": 400}
+RECIPES = {"paper": PAPER, "agents": {
+    "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl"), "eps": 0.001,         # two calls of a hundred characters that differ in one score 0.99 and 1
+            "rollouts": 24_000},
+    "sft": {**AGENTS, "out": str(HERE / "runs/agents/sft_outline"), "learning_rate": 3e-3},
+}}
 
 
 # 1. Prompt
@@ -1353,18 +1361,18 @@ def train_sft(cfg, examples, val_examples):
     finish(out, run)
 
 
-CHOICES = {"method": ("srl", "sft"), "sft_target": ("outline", "reasoning", "student"), "recipe": ("miniature", "paper"), "optimizer": ("adam", "adam8bit"),
-           "dtype": ("float32", "bfloat16"), "mode": ("stepwise", "single"), "report_to": ("none", "tensorboard", "trackio", "wandb")}
+CHOICES = {"method": ("srl", "sft"), "sft_target": ("outline", "reasoning", "student"), "recipe": ("miniature", "agents", "paper"),
+           "optimizer": ("adam", "adam8bit"), "dtype": ("float32", "bfloat16"), "mode": ("stepwise", "single", "agent"),
+           "report_to": ("none", "tensorboard", "trackio", "wandb")}
 
 
-def parse_flags(defaults, description, recipes=PAPER):
-    """The Config that the command line asks for: a flag for every knob. recipes: {method: defaults of --recipe paper}."""
+def parse_flags(defaults, description, recipes=RECIPES):
+    """The Config that the command line asks for: a flag for every knob. recipes: {recipe: {method: its defaults}}."""
     early = argparse.ArgumentParser(add_help=False)                                              # these two decide about the other defaults
     early.add_argument("--recipe", default=defaults.recipe)
     early.add_argument("--method", default=defaults.method)
     first = early.parse_known_args()[0]
-    if first.recipe == "paper":
-        defaults = replace(defaults, **recipes.get(first.method, {}))
+    defaults = replace(defaults, **recipes.get(first.recipe, {}).get(first.method, {}))
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for field in fields(defaults):
         value = getattr(defaults, field.name)
@@ -1388,7 +1396,7 @@ TEXTS = ("problem", "partial", "action", "title", "system", "thoughts", "student
 def read_examples(cfg, names=("id", "problem", "action", "k", "n")):
     """(training, validation) examples of cfg.data. Raises InputError that lists what is wrong with them."""
     if not Path(cfg.data).is_dir():
-        raise segmentation.InputError(f"{cfg.data}: no such folder; make it with python 01_segment.py, or give another with --data")
+        raise segmentation.InputError(f"{cfg.data}: no such folder; make it with python 01_segment.py --out {cfg.data}, or give another with --data")
     parts = [segmentation.read_jsonl(Path(cfg.data) / f"{part}.jsonl", names, {**dict.fromkeys(TEXTS, str), "k": int, "n": int, "context": list})
              for part in ("train", "val")]
     both = {str(e["id"]) for e in parts[0]} & {str(e["id"]) for e in parts[1]}

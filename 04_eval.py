@@ -9,15 +9,22 @@ out:     runs/eval/NAME/BENCHMARK.jsonl (completions; it goes on where they end)
 command: python 04_eval.py                                                    # base and every model in runs/, 2 CPU cores, about 30 s a model
          python 04_eval.py --models mine=runs/my_run/model --results results/mine
          python 04_eval.py --benchmarks amc23 aime24 --mode single --max_new_tokens 4096 --models mine=FOLDER        # real ones, from the hub
+         python 04_eval.py --mode agent                                       # the agents' models in runs/agents on repositories whose tests run
+         python 04_eval.py --swebench princeton-nlp/SWE-bench_Verified --models mine=FOLDER --max_new_tokens 4096           # predictions.jsonl
          python 04_eval.py --table results/miniature                          # table and figure over all seeds, no model
 """
 import argparse
+import difflib
 import hashlib
+import importlib.util
 import inspect
 import json
 import math
 import platform
+import re
+import shutil
 import subprocess
+import sys
 from collections import Counter
 from importlib import import_module, metadata
 from pathlib import Path
@@ -70,7 +77,7 @@ HUB = {  # name: data set of the hub; of each its split "test"
 }
 
 
-def load_benchmark(source, limit=None):
+def load_benchmark(source, limit=None, mode="stepwise"):
     """Problems with id, problem and answer: a name of HUB, or a .jsonl, .json or .parquet file. An answer may also be the last box of a solution.
 
     Raises InputError that names the problem whose answer is missing or cannot be read: the size of a benchmark is part of its number.
@@ -78,6 +85,8 @@ def load_benchmark(source, limit=None):
     if source not in HUB and not Path(source).exists():
         raise segmentation.InputError(f"{source}: no such file, and no benchmark of the hub: {', '.join(HUB)}")
     problems = segmentation.read_problems(*((HUB[source], "test") if source in HUB else (source,)))[:limit]
+    if mode == "agent":
+        return rlvr.with_tests(problems, f"{source}, ")
     for problem in problems:
         rlvr.parse_gold(problem["answer"], f"{source}, problem {problem['id']}: ")
     return problems
@@ -117,7 +126,7 @@ def attempts_file(path, settings, policy_of, problems, args):
     if args.regrade:
         raise segmentation.InputError(f"{path}: no completions with these settings to grade again; run without --regrade")
     policy, tokenizer = policy_of()
-    make_prompt, extend = rlvr.MODES[args.mode]
+    make_prompt, extend, *_ = rlvr.MODES[args.mode]
     make_prompt = srl.with_prompt_file(make_prompt, args.prompt_file)
     cfg = rlvr.Config(max_new_tokens=args.max_new_tokens, max_turns=args.max_turns, max_rows=args.max_rows)
 
@@ -126,7 +135,8 @@ def attempts_file(path, settings, policy_of, problems, args):
         examples, seeds = [{**p, "partial": ""} for _, p in part], [f"{args.seed}, problem {i}" for i, _ in part]
         greedy = srl.play(policy, tokenizer, examples, 1, make_prompt, extend, cfg, temperature=0)
         sampled = srl.play(policy, tokenizer, examples, args.k, make_prompt, extend, cfg, temperature=args.temperature, seeds=seeds)
-        return [{"id": p["id"], "answer": p["answer"], "greedy": attempt_record(g[0]), "sampled": [attempt_record(e) for e in s]}
+        kept = ("id", "answer", "files", "visible", "hidden")
+        return [{**{name: p[name] for name in kept if name in p}, "greedy": attempt_record(g[0]), "sampled": [attempt_record(e) for e in s]}
                 for (_, p), g, s in zip(part, greedy, sampled, strict=True)]
     size = math.ceil(4 * args.max_rows * srl.num_ranks() / args.k)                                # problems at a time: enough rows for the places to stay taken
     for begin in range(len(known), len(problems), size):
@@ -136,10 +146,20 @@ def attempts_file(path, settings, policy_of, problems, args):
     return known
 
 
+def verdict(attempt, record):
+    """(the grade of an attempt by the reward of 03, the invalid calls among an agent's)."""
+    if "files" in record:
+        return rlvr.judge_calls(attempt["turns"], record)
+    return rlvr.judge(attempt["turns"][-1], record["answer"]), 0
+
+
 def judge_attempts(records):
-    """[[verdict of the greedy attempt, verdicts of the sampled ones]] of the records."""
-    return [[rlvr.judge(record["greedy"]["turns"][-1], record["answer"]), [rlvr.judge(a["turns"][-1], record["answer"]) for a in record["sampled"]]]
-            for record in records]
+    """[[verdict of the greedy attempt, verdicts of the sampled ones, their invalid calls]] of the records."""
+    graded = []
+    for record in records:
+        sampled = [verdict(attempt, record) for attempt in record["sampled"]]
+        graded.append([verdict(record["greedy"], record)[0], [found for found, _ in sampled], sum(invalid for _, invalid in sampled)])
+    return graded
 
 
 def grades_file(path, records, again):
@@ -156,9 +176,9 @@ def grades_file(path, records, again):
 def solved_problems(problems, records, name, graded=None):
     """Of each problem that was solved the first right attempt as an expert solution for 01_segment.py: its steps, and its thoughts for SFT (reasoning)."""
     solved = []
-    for problem, record, (first, others) in zip(problems, records, graded or judge_attempts(records), strict=True):
-        for attempt, verdict in zip([record["greedy"], *record["sampled"]], [first, *others], strict=True):
-            if attempt["finished"] and verdict == "right":
+    for problem, record, (first, others, _) in zip(problems, records, graded or judge_attempts(records), strict=True):
+        for attempt, found in zip([record["greedy"], *record["sampled"]], [first, *others], strict=True):
+            if attempt["finished"] and found == "right":
                 steps = [srl.parse_completion(turn) or ("", srl.action_of(turn)) for turn in attempt["turns"]]
                 solved.append({"id": f"{name}-{problem['id']}", "problem": problem["problem"], "solution": "\n".join(action for _, action in steps),
                                "answer": problem["answer"], "thoughts": [thoughts for thoughts, _ in steps]})
@@ -167,18 +187,20 @@ def solved_problems(problems, records, name, graded=None):
 
 
 def grade(records, graded=None):
-    """Per problem: greedy right (0/1), how many of the k samples are right; verdicts, tokens a response and a step over the samples."""
-    verdicts, tokens, turns = Counter(), [], 0
+    """Per problem: greedy right (0/1), how many of the k samples are right; verdicts, tokens a response and a step, an agent's calls over the samples."""
+    verdicts, calls, tokens, turns = Counter(), Counter(), [], 0
     greedy, right = [], []
-    for record, (first, grades) in zip(records, graded or judge_attempts(records), strict=True):
+    for record, (first, grades, invalid) in zip(records, graded or judge_attempts(records), strict=True):
         greedy.append(int(first == "right"))
         # cut at the limit behind a right box: right, as for the reward
-        verdicts.update(grade if a["finished"] or grade == "right" else "truncated" for a, grade in zip(record["sampled"], grades, strict=True))
+        verdicts.update(grade if a.get("finished", True) or grade == "right" else "truncated" for a, grade in zip(record["sampled"], grades, strict=True))
+        if "files" in record:
+            calls.update(calls=sum(len(a["turns"]) for a in record["sampled"]), invalid=invalid)
         right.append(grades.count("right"))
         tokens += [sum(a["tokens"]) for a in record["sampled"]]
         turns += sum(len(a["turns"]) for a in record["sampled"])
     return {"greedy": greedy, "right": right, "k": len(records[0]["sampled"]), "verdicts": dict(verdicts), "tokens_per_response": sum(tokens) / len(tokens),
-            "tokens_per_step": sum(tokens) / turns, "shown": [record["greedy"]["turns"] for record in records[:3]]}
+            "tokens_per_step": sum(tokens) / turns, **calls, "shown": [record["greedy"]["turns"] for record in records[:3]]}
 
 
 # 4. Table and figure
@@ -209,6 +231,8 @@ def summary(results, benchmark):
         "pass": mean([[pass_at_k(p["k"], c, p["k"]) for c in p["right"]] for p in parts]), "k": parts[0]["k"], "n": len(parts[0]["right"]), "share": share,
         "tokens_per_response": sum(p["tokens_per_response"] for p in parts) / len(parts),
         "tokens_per_step": sum(p["tokens_per_step"] for p in parts) / len(parts),
+        "calls": sum(p.get("calls", 0) / (p["k"] * len(p["right"])) for p in parts) / len(parts),
+        "invalid": 100 * sum(p.get("invalid", 0) / max(p.get("calls", 0), 1) for p in parts) / len(parts),
     }
 
 
@@ -264,11 +288,15 @@ def make_table(found):
         mean_of_columns = (average(row, "greedy") + average(row, "avg")) / 2
         lines.append(f"| {label(name)} | {len(found[name])} | {' | '.join(cells)} | {mean_of_columns:.1f} |")
     heads = " | ".join(f"{b}: pass@{k}" for b in benchmarks)
-    lines += ["", f"| method | {heads} | wrong | no answer | unparsable | truncated | tokens a step | tokens a response |",
-              "|---|" + "---|" * (len(benchmarks) + 6)]
+    agents = any(row[b]["calls"] for row in rows.values() for b in benchmarks)
+    outcomes = ("wrong", "no answer", *(() if agents else ("unparsable",)), "truncated")
+    last = ["calls a task", "invalid calls"] if agents else []
+    lines += ["", f"| method | {heads} | {' | '.join(outcomes)} | tokens a step | tokens a response |{''.join(f' {head} |' for head in last)}",
+              "|---|" + "---|" * (len(benchmarks) + len(outcomes) + 2 + len(last))]
     for name, row in rows.items():
-        shares = [sum(row[b]["share"].get(verdict, 0) for b in benchmarks) / len(benchmarks) for verdict in ("wrong", "no answer", "unparsable", "truncated")]
+        shares = [sum(row[b]["share"].get(outcome, 0) for b in benchmarks) / len(benchmarks) for outcome in outcomes]
         lengths = [f"{average(row, key):.0f}" for key in ("tokens_per_step", "tokens_per_response")]
+        lengths += [f"{average(row, 'calls'):.1f}", f"{average(row, 'invalid'):.1f} %"] if agents else []
         cells = [f"{row[b]['pass']:.1f}" for b in benchmarks] + [f"{share:.1f} %" for share in shares] + lengths
         lines.append(f"| {label(name)} | {' | '.join(cells)} |")
     sizes = {name: [len(results[0]["benchmarks"][b]["right"]) for b in benchmarks] for name, results in found.items()}
@@ -314,7 +342,7 @@ def make_figure(rows, benchmarks, k, seeds, path):
         ax.set_xlabel(f"avg@{k}, % solved")
     axes[0][0].set_yticks(range(len(names)), [METHODS.get(name, (name,))[0] for name in names])
     title = "Step rewards teach what outcome rewards cannot start" if {"srl", "rlvr"} <= set(rows) else "Problems solved"
-    figure.suptitle(f"{title}  (miniature; {seeds}, 95 % intervals)" if "short" in benchmarks else title, fontsize=13)
+    figure.suptitle(f"{title}  (miniature; {seeds}, 95 % intervals)" if {"short", "modules"} & set(benchmarks) else title, fontsize=13)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
@@ -329,9 +357,130 @@ def show(folder):
     print(f"table:  {Path(folder) / 'table.md'}\nfigure: {Path(folder) / 'figure.png'}")
 
 
-def models_found():
-    """base and the models of the methods that stand in runs/."""
-    paths = {"base": HERE / "miniature/base", **{name: HERE / "runs" / name / "model" for name in METHODS if name != "base"}}
+# 5. SWE-bench, oracle setting: the issue and the files that the right patch touches in the prompt, edits in the completion, a patch for the official harness
+SWE_SYSTEM = (
+    "You are given an issue of a Python repository and the files that have to change. You may think at any point between <think> and </think>. Then write the "
+    "edits, each in this form:\n### path/to/file.py\n<<<<<<< SEARCH\nlines as they stand in the file, enough to occur once\n=======\nlines in their place\n"
+    ">>>>>>> REPLACE\nA new file has nothing between SEARCH and =======."
+)
+EDIT = re.compile(r"^### +(\S.*?) *\n<{7} SEARCH\n(.*?)^={7}\n(.*?)^>{7} REPLACE *$", re.MULTILINE | re.DOTALL)
+MARK = re.compile(r"^(?:<{7} SEARCH|={7}$|>{7} REPLACE)", re.MULTILINE)
+
+
+def swe_prompt(instance):
+    """Chat messages: issue and oracle files (paper section 5; the wording is ours)."""
+    files = "\n\n".join(f"### {path}\n```\n{text}```" for path, text in instance["files"].items())
+    return [{"role": "system", "content": SWE_SYSTEM}, {"role": "user", "content": f"{instance['problem_statement']}\n\n{files}"}]
+
+
+def parse_edits(completion):
+    """[(path, search, replacement)] of a completion. Raises ValueError where it has none, or a mark is left over: an edit that cannot be read."""
+    text = srl.action_of(completion).replace("\r\n", "\n")
+    edits = EDIT.findall(text)
+    if not edits:
+        raise ValueError("no edit")
+    if MARK.search(EDIT.sub("", text)) or any(MARK.search(part) for edit in edits for part in edit[1:]):
+        raise ValueError("marks of an edit that is not complete")
+    return edits
+
+
+def apply_edits(files, edits):
+    """The files {path: text, None where it is removed} after all edits. Raises ValueError with the reason where one of them does not fit: all or none.
+
+    A file of which nothing is left is removed. Where every line of a file ends in CRLF, so do the lines of its edits.
+    """
+    new = dict(files)
+    for path, search, replacement in edits:
+        if path.startswith(("/", "-")) or ".." in path.split("/") or ".git" in path.split("/") or not re.fullmatch(r"[^\x00-\x1f\"\\]+", path):
+            raise ValueError(f"{path!r}: not a path inside the repository")
+        text = new.get(path)
+        if text is None:
+            if search.strip() or not replacement:
+                raise ValueError(f"{path}: not among the files given")
+            new[path] = replacement
+            continue
+        newline = "\r\n" if "\r\n" in text and text.count("\r\n") == text.count("\n") else "\n"
+        search, replacement = search.replace("\n", newline), replacement.replace("\n", newline)
+        ended = text.endswith(newline)                                                            # a last line without an end keeps none
+        text = text if ended else text + newline
+        places = [m.start() for m in re.finditer(f"(?=^{re.escape(search)})", text, re.MULTILINE)] if search else []
+        if len(places) != 1:
+            raise ValueError(f"{path}: the lines to replace occur {len(places)} times")
+        text = text[:places[0]] + replacement + text[places[0] + len(search):]
+        new[path] = (text if ended else text.removesuffix(newline)) or None
+    return new
+
+
+def unified_patch(old, new):
+    """A patch that `git apply` takes, from files {path: text} to files {path: text or None}."""
+    patch = ""
+    for path in sorted(new):
+        before, after = old.get(path), new[path]
+        if before == after:
+            continue
+        lines = [re.findall(r"[^\n]*\n|[^\n]+", text or "") for text in (before, after)]          # not splitlines: a form feed ends no line
+        body = list(difflib.unified_diff(*lines, n=3))[2:]
+        kind = "new file mode 100644\n" if before is None else "deleted file mode 100644\n" if after is None else ""
+        tab = "\t" if " " in path else ""                                                        # as git writes it
+        patch += f"diff --git a/{path} b/{path}\n{kind}"
+        patch += f"--- {'/dev/null' if before is None else f'a/{path}{tab}'}\n+++ {'/dev/null' if after is None else f'b/{path}{tab}'}\n"
+        patch += "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in body)
+    return patch
+
+
+def patch_of(completion, files):
+    """(patch, outcome) of a completion: an empty patch where an edit is malformed, never a part of the edits."""
+    try:
+        new = apply_edits(files, parse_edits(completion))
+        patch = unified_patch(files, new)
+        if any("\ufffd" in files.get(path, "") for path in new if new[path] != files.get(path)):
+            raise ValueError("a file that is not UTF-8: its bytes are not known here")
+        return patch, "patch" if patch else "no change"
+    except ValueError as error:
+        return "", "no edit" if str(error) == "no edit" else "malformed"
+
+
+def load_instances(source, repositories, limit=None):
+    """SWE-bench instances with `files`, the texts at base_commit of those that the right patch touches, from clones in `repositories`/owner__name."""
+    rows, places = segmentation.read_rows(*((source,) if Path(source).exists() else (source, "test")))
+    for row, place in zip(rows[:limit], places, strict=False):
+        missing = [name for name in ("instance_id", "repo", "base_commit", "problem_statement", "patch") if not row.get(name)]
+        if missing:
+            raise segmentation.InputError(f"{place}: no {' and no '.join(missing)}; expected an instance of SWE-bench")
+        clone, row["files"] = Path(repositories) / row["repo"].replace("/", "__"), {}
+        if not clone.is_dir():
+            raise segmentation.InputError(f"{clone}: no such clone; git clone https://github.com/{row['repo']} {clone}")
+        for path in re.findall(r"^--- a/(.+?)\t?$", row["patch"], re.MULTILINE):
+            shown = subprocess.run(["git", "-C", clone, "show", f"{row['base_commit']}:{path}"], capture_output=True)
+            if shown.returncode:
+                raise segmentation.InputError(f"{clone}: no {path} at {row['base_commit']} ({shown.stderr.decode().strip()}); fetch the commit")
+            row["files"][path] = shown.stdout.decode("utf-8", "replace")
+    return rows[:limit]
+
+
+def swebench(args):
+    """Write predictions.jsonl for every model and start the official harness where it and Docker are there; else say what to run."""
+    instances = load_instances(args.swebench, args.repositories, args.limit)
+    cfg = rlvr.Config(max_new_tokens=args.max_new_tokens, max_rows=args.max_rows)
+    for name, folder in dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found()).items():
+        policy, tokenizer = srl.load_policy(folder, srl.Config.device, args.dtype)
+        played = srl.play(policy, tokenizer, instances, 1, swe_prompt, None, cfg, temperature=0)
+        patches = [patch_of(group[0].turns[-1][3], i["files"]) if group[0].finished else ("", "truncated") for group, i in zip(played, instances, strict=True)]
+        path = args.completions / name / "predictions.jsonl"
+        segmentation.write_jsonl(path, [{"instance_id": i["instance_id"], "model_name_or_path": name, "model_patch": patch}
+                                        for i, (patch, _) in zip(instances, patches, strict=True)])
+        print(f"{path}: {len(patches)} instances; " + ", ".join(f"{n} {what}" for what, n in Counter(what for _, what in patches).most_common()))
+        command = ["-m", "swebench.harness.run_evaluation", "--dataset_name", str(args.swebench), "--predictions_path", str(path), "--run_id", name]
+        if importlib.util.find_spec("swebench") and shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True).returncode == 0:
+            subprocess.run([sys.executable, *command], check=True)
+        else:
+            print(f"to grade it, on a machine with Docker: pip install swebench && python {' '.join(command)}")
+
+
+def models_found(mode="stepwise"):
+    """base and the models of the methods that stand in runs/, of agents in runs/agents/."""
+    world = "agents" if mode == "agent" else ""
+    paths = {"base": HERE / "miniature" / world / "base", **{name: HERE / "runs" / world / name / "model" for name in METHODS if name != "base"}}
     return [f"{name}={path}" for name, path in paths.items() if path.is_dir()]
 
 
@@ -345,14 +494,16 @@ def provenance():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="NAME=FOLDER, any number; default: base and every method in runs/")
-    miniature = [str(HERE / f"miniature/benchmarks/{name}.jsonl") for name in ("short", "hard", "long", "large")]
-    parser.add_argument("--benchmarks", nargs="+", default=miniature, help=f"{', '.join(HUB)}, or .jsonl, .json, .parquet files with problem and answer")
+    parser.add_argument("--benchmarks", nargs="+", help=f"default: the miniature's; {', '.join(HUB)}, or .jsonl, .json, .parquet files with problem and answer")
+    parser.add_argument("--swebench", help="instead: patches for SWE-bench, a file or princeton-nlp/SWE-bench_Verified, in the oracle setting")
+    parser.add_argument("--repositories", type=Path, default=HERE / "runs/repositories", help="with --swebench: clones, each in owner__name")
     parser.add_argument("--k", type=int, default=8, help="sampled attempts per problem, for avg@k and pass@k")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--mode", choices=list(rlvr.MODES), default="stepwise")
     parser.add_argument("--prompt_file", help="a text in place of our prompt, as in 02 and 03")
-    parser.add_argument("--max_new_tokens", type=int, default=srl.Config.max_new_tokens)
-    parser.add_argument("--max_turns", type=int, default=10, help="steps of an attempt in stepwise mode; the longest expert solution of the benchmarks takes 8")
+    parser.add_argument("--max_new_tokens", type=int, help=f"of a completion; default: {srl.Config.max_new_tokens}, of agents {srl.AGENTS['max_new_tokens']}")
+    parser.add_argument("--max_turns", type=int, help="steps of an attempt in stepwise mode, calls of an agent; default: 10 and 12")
+    parser.add_argument("--unsafe_tests", action="store_true", help="agents: run tests of edited code also where the system has no seccomp")
     parser.add_argument("--dtype", choices=srl.CHOICES["dtype"], default=srl.Config.dtype)
     parser.add_argument("--max_rows", type=int, default=srl.Config.max_rows)
     parser.add_argument("--limit", type=int, help="only the first so many problems of a benchmark")
@@ -367,15 +518,23 @@ def main():
     srl.join_ranks()
     if args.table:
         return show(args.table)
+    agent, folder = args.mode == "agent", "agents/benchmarks" if args.mode == "agent" else "benchmarks"
+    names = [f"{b}{given}" for b in ("modules", "larger", "kinds") for given in ("", "_oracle")] if agent else ("short", "hard", "long", "large")
+    args.benchmarks = args.benchmarks or [str(HERE / f"miniature/{folder}/{name}.jsonl") for name in names]
+    args.max_new_tokens = args.max_new_tokens or (srl.AGENTS["max_new_tokens"] if agent else srl.Config.max_new_tokens)
+    args.max_turns = args.max_turns or (12 if agent else 10)
+    rlvr.UNSAFE = args.unsafe_tests
+    if args.swebench:
+        return swebench(args)
     if args.k < 1:
         raise segmentation.InputError(f"--k {args.k}: must be at least 1")
     if args.limit is not None and args.limit < 1:
         raise segmentation.InputError(f"--limit {args.limit}: must be at least 1")
 
-    benchmarks = {Path(source).stem: load_benchmark(source, args.limit) for source in args.benchmarks}
+    benchmarks = {Path(source).stem: load_benchmark(source, args.limit, args.mode) for source in args.benchmarks}
     if len(benchmarks) < len(args.benchmarks):
         raise segmentation.InputError(f"--benchmarks {' '.join(args.benchmarks)}: names must differ, the results stand under them")
-    models = dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found())
+    models = dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found(args.mode))
     settings = {name: getattr(args, name) for name in ("k", "temperature", "mode", "max_new_tokens", "max_turns", "limit", "seed")}
     if args.dtype != srl.Config.dtype:
         settings["dtype"] = args.dtype

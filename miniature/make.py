@@ -9,7 +9,7 @@ numbered solutions in s1K. Everything here is committed, so nobody has to run th
 
 in:      nothing
 out:     miniature/expert.jsonl, miniature/benchmarks/*.jsonl, miniature/base/ (config, tokenizer, safetensors)
-command: python miniature/make.py              # 2 CPU cores, about 1 h, resumes where it stopped
+command: python miniature/make.py              # 2 CPU cores, about 1 h (120 min of processor time), resumes where it stopped
          python miniature/make.py --data_only  # the same without the base model, seconds
 """
 import argparse
@@ -20,6 +20,7 @@ import re
 import sys
 import time
 from collections import Counter
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -399,18 +400,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(texts):
-    """A byte-level BPE whose digits stand alone; runs between digits may merge across words, so a step is short."""
+def make_tokenizer(texts, isolated, vocabulary):
+    """A byte-level BPE where what matches `isolated` (digits) stands alone; runs between may merge across words, so a step is short."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"\d|\n"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        pre_tokenizers.Split(Regex(isolated), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=560, special_tokens=["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"],
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=20)
-    tokenizer.train_from_iterator((re.sub(r"<\|?/?[a-z]+\|?>", "\n", text) for text in texts), trainer)
+    tokenizer.train_from_iterator((re.sub(r"<\|[a-z]+\|>|</?think>", "\n", text) for text in texts), trainer)
     tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", padding_side="left")
     fast.chat_template = CHAT_TEMPLATE
@@ -418,7 +419,11 @@ def make_tokenizer(texts):
 
 
 # 7. Pretraining
-def pretrain(held_out, seed, minutes, out, width=128, layers=4):
+def pretrain(draw, seed, minutes, out, isolated, vocabulary, width=128, layers=4):
+    """Train a model and its tokenizer for so many minutes of processor time, and save both in `out`. Completions alone have a loss.
+
+    draw(rng) -> (text of a prompt, texts of completions).
+    """
     import torch
     from tqdm import tqdm
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -426,12 +431,13 @@ def pretrain(held_out, seed, minutes, out, width=128, layers=4):
     sys.path.insert(0, str(HERE.parent))
     srl = import_module("02_srl_train")  # import cannot spell a file name that begins with a digit
     rng = random.Random(seed + 1)
-    sample = [draw_reading(rng, held_out) for _ in range(4000)]
+    out.mkdir(parents=True, exist_ok=True)
     saved = out / "pretrain.pt"
+    sample = [] if saved.exists() else [draw(rng) for _ in range(4000)]
     if saved.exists():
         tokenizer = AutoTokenizer.from_pretrained(out)
     else:
-        tokenizer = make_tokenizer([prompt_text(p, s) + f"<think>{t}</think>\n{a}" for p, s, moves, _ in sample for t, a in moves])
+        tokenizer = make_tokenizer([prompt + text for prompt, texts in sample for text in texts], isolated, vocabulary)
         tokenizer.save_pretrained(out)
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=(len(tokenizer) + 15) // 16 * 16, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
@@ -446,12 +452,11 @@ def pretrain(held_out, seed, minutes, out, width=128, layers=4):
     adam = torch.optim.AdamW(others, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01)
 
     def batches():
-        """Batches of about 2,500 tokens; a row is a prompt and four moves from it."""
+        """Batches of about 2,500 tokens; a row is a prompt and its completions."""
         while True:
             pool = []
-            for problem, steps, moves, _ in (draw_reading(rng, held_out) for _ in range(2000)):
-                row = [tokenizer(prompt_text(problem, steps))["input_ids"]]
-                row += [tokenizer(f"<think>{think}</think>\n{action}")["input_ids"] + [tokenizer.eos_token_id] for think, action in moves]
+            for prompt, texts in (draw(rng) for _ in range(2000)):
+                row = [tokenizer(prompt)["input_ids"], *(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts)]
                 pool.append((row, sum(map(len, row))))
             pool.sort(key=lambda e: e[1])
             out, batch = [], []
@@ -464,11 +469,10 @@ def pretrain(held_out, seed, minutes, out, width=128, layers=4):
             yield from out
 
     def loss_of(rows):
-        with torch.autocast("cpu", torch.bfloat16):
-            logprobs, mask, _ = srl.token_logprobs(model, [(prompt, moves) for prompt, *moves in rows])
+        logprobs, mask, _ = srl.token_logprobs(model, [(prompt, texts) for prompt, *texts in rows])
         return -logprobs[mask].mean()
 
-    spent, step, start, log = 0.0, 0, time.time(), []
+    spent, step, log = 0.0, 0, []
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         model.load_state_dict(state["model"])
@@ -477,7 +481,7 @@ def pretrain(held_out, seed, minutes, out, width=128, layers=4):
         spent, step = state["spent"], state["step"]
         rng.seed(seed + 1 + step)  # new reading after a resume, not the same again
     bar = tqdm(total=round(minutes * 60), initial=round(spent), unit="s", desc="pretraining")
-    last = time.time()
+    last = time.process_time()                # of this process: a busy machine makes it longer, not worse
     for batch in batches():
         progress = spent / (minutes * 60)
         if progress >= 1:
@@ -495,21 +499,27 @@ def pretrain(held_out, seed, minutes, out, width=128, layers=4):
             optimizer.zero_grad(set_to_none=True)
         step += 1
         log.append(loss.item())
-        now = time.time()
+        now = time.process_time()
         spent += now - last
         last = now
-        if step % 25 == 0:
+        if step % 10 == 0:
             bar.n = round(spent)
             bar.set_postfix(step=step, loss=f"{sum(log[-100:]) / len(log[-100:]):.4f}")
-        if step % 1000 == 0:
+        if step % 250 == 0:
             torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "spent": spent, "step": step}, f"{saved}.tmp")
             os.replace(f"{saved}.tmp", saved)
-    print(f"\n{step} batches, loss {sum(log[-200:]) / len(log[-200:]):.4f}, {(time.time() - start) / 60:.1f} min")
+    print(f"\n{step} batches, loss {sum(log[-200:]) / len(log[-200:]):.4f}, {spent / 60:.1f} min of processor time")
     model.config.dtype = "float32"
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     saved.unlink(missing_ok=True)
     return model, tokenizer
+
+
+def draw_moves(rng, held_out):
+    """A prompt and four completions, as `pretrain` reads them."""
+    problem, steps, moves, _ = draw_reading(rng, held_out)
+    return prompt_text(problem, steps), [f"<think>{think}</think>\n{action}" for think, action in moves]
 
 
 def check_moves(model, tokenizer, held_out, seed, num=600):
@@ -549,7 +559,7 @@ def check_moves(model, tokenizer, held_out, seed, num=600):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=60.0, help="length of the pretraining")
+    parser.add_argument("--minutes", type=float, default=120.0, help="length of the pretraining, of processor time")
     parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
@@ -560,8 +570,7 @@ def main():
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         print(f"{path}: {len(records)} problems, for instance {records[0]['problem']!r}")
     if not args.data_only:
-        (args.out / "base").mkdir(parents=True, exist_ok=True)
-        model, tokenizer = pretrain(seen, args.seed, args.minutes, args.out / "base")
+        model, tokenizer = pretrain(partial(draw_moves, held_out=seen), args.seed, args.minutes, args.out / "base", isolated=r"\d|\n", vocabulary=560)
         check_moves(model, tokenizer, seen, args.seed)
 
 

@@ -7,6 +7,7 @@ in:      the miniature
 out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, figure.png, the table in README.md; models in runs/study
 command: python miniature/study.py                       # 2 CPU cores, about 3 h
          python miniature/study.py --seeds 0 --methods base srl
+         python miniature/study.py --world agents        # the agents: results/agents, the second table in README.md
          python miniature/study.py --tune                # the learning rates on the validation problems, about 1 h
 """
 import argparse
@@ -37,6 +38,16 @@ TRAIN = {
     "rejection": ("miniature/rejection.py",),
     "srl_long": ("02_srl_train.py", "--rollouts", "84000"),
 }
+RECIPE = ("--recipe", "agents")
+# of each world: where its base model, runs and results are, the flags of 01 and 04, and how each method is trained
+WORLDS = {
+    "equations": {"base": "miniature/base", "runs": "runs/study", "results": "results/miniature", "segment": (), "eval": (), "train": TRAIN},
+    "agents": {"base": "miniature/agents/base", "runs": "runs/study_agents", "results": "results/agents",
+               "segment": ("--trajectories", "--data", "miniature/agents/expert.jsonl", "--num_val", "60"), "eval": ("--mode", "agent"),
+               "train": {"srl": ("02_srl_train.py", *RECIPE), "srl_rlvr": ("03_rlvr_train.py", *RECIPE),
+                         "rlvr": ("03_rlvr_train.py", *RECIPE, "--rollouts", "48000"),       # as many completions as SRL and RLVR together
+                         "sft_outline": ("02_srl_train.py", *RECIPE, "--method", "sft")}},
+}
 # learning rates tried by --tune; RLVR from base has nothing to learn from at any
 GRID = {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "sft_reasoning": ("1e-3", "3e-3"),
         "sft_student": ("3e-4", "1e-3", "3e-3"), "rejection": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("5e-5", "1e-4", "2e-4")}
@@ -53,30 +64,31 @@ def run(command, log):
         raise SystemExit(f"{' '.join(map(str, command))}: exit code {result.returncode}; see {log}")
 
 
-def trained(method, seed):
+def trained(method, seed, world):
     """The folder of a method's model with a seed; what it starts from is trained first where it is not there."""
-    here, base = ROOT / "runs/study" / f"seed{seed}", ROOT / "miniature/base"
+    here, base = ROOT / world["runs"] / f"seed{seed}", ROOT / world["base"]
     if method == "base":
         return base
     start = base
     if method in NEEDS and not (start := here / NEEDS[method] / "model").is_dir():
-        trained(NEEDS[method], seed)
+        trained(NEEDS[method], seed, world)
     start = () if method == "rejection" else ("--model", start)
-    run([*TRAIN[method], "--data", here / "data", "--out", here / method, "--seed", seed, *start], here / f"{method}.log")
+    run([*world["train"][method], "--data", here / "data", "--out", here / method, "--seed", seed, *start], here / f"{method}.log")
     return here / method / "model"
 
 
 def job(method, seed, args):
     """Train a method with a seed and evaluate it."""
-    here = ROOT / "runs/study" / f"seed{seed}"
+    world = WORLDS[args.world]
+    here = ROOT / world["runs"] / f"seed{seed}"
     result = args.results / f"seed{seed}/{method}.json"
     if result.exists():
         return f"{method}, seed {seed}: stands"
     started = time.time()
-    model = trained(method, seed)
+    model = trained(method, seed, world)
     tokens = ("--max_new_tokens", 400) if method == "sft_reasoning" else ()      # its thoughts are longer
     run(["04_eval.py", "--models", f"{method}={model}", "--results", here / "results" / method, "--completions", here / "eval",
-         "--train_seed", seed, "--seed", seed, *tokens], here / f"{method}.log")
+         "--train_seed", seed, "--seed", seed, *tokens, *world["eval"]], here / f"{method}.log")
     result.parent.mkdir(parents=True, exist_ok=True)
     if (here / method / "log.jsonl").exists():
         shutil.copy(here / method / "log.jsonl", result.with_suffix(".log.jsonl"))
@@ -114,16 +126,21 @@ def tune(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--world", choices=WORLDS, default="equations")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all of the world")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs side by side, one thread each")
     parser.add_argument("--tune", action="store_true", help="try the learning rates instead, on the validation problems")
-    parser.add_argument("--results", type=Path, default=ROOT / "results/miniature")
+    parser.add_argument("--results", type=Path, help="default: results/miniature, results/agents")
     args = parser.parse_args()
+    world = WORLDS[args.world]
+    args.methods = args.methods or [method for method in METHODS if method == "base" or method in world["train"]]
+    args.results = args.results or ROOT / world["results"]
     if args.tune:
         return tune(args)
     for seed in args.seeds:  # the split is the same for every seed: what differs is training and sampling
-        if not (ROOT / f"runs/study/seed{seed}/data/val.jsonl").exists():
-            run(["01_segment.py", "--out", ROOT / f"runs/study/seed{seed}/data"], ROOT / f"runs/study/seed{seed}/segment.log")
+        here = ROOT / world["runs"] / f"seed{seed}"
+        if not (here / "data/val.jsonl").exists():
+            run(["01_segment.py", *world["segment"], "--out", here / "data"], here / "segment.log")
     jobs = [(method, seed) for seed in args.seeds for method in args.methods if method != "base" or seed == args.seeds[0]]
     running, lock = set(), Lock()
 
@@ -147,8 +164,9 @@ def main():
             future.result()
     subprocess.run([sys.executable, "04_eval.py", "--table", str(args.results)], cwd=ROOT, check=True)
     readme = (ROOT / "README.md").read_text()
-    before, after = readme.split("<!-- table -->")[0], readme.split("<!-- /table -->")[1]
-    (ROOT / "README.md").write_text(f"{before}<!-- table -->\n{(args.results / 'table.md').read_text()}<!-- /table -->{after}")
+    mark = "table" if args.world == "equations" else args.world
+    before, after = readme.split(f"<!-- {mark} -->")[0], readme.split(f"<!-- /{mark} -->")[1]
+    (ROOT / "README.md").write_text(f"{before}<!-- {mark} -->\n{(args.results / 'table.md').read_text()}<!-- /{mark} -->{after}")
 
 
 if __name__ == "__main__":

@@ -231,5 +231,5 @@ def test_the_papers_recipe_is_one_flag_and_every_other_flag_still_counts(srl, rl
     cfg = srl.parse_flags(srl.Config(), "x")
     assert (cfg.sft_batch, cfg.epochs, cfg.learning_rate) == (64, 3, 5e-6)
     monkeypatch.setattr("sys.argv", ["x", "--recipe", "paper"])
-    cfg = srl.parse_flags(rlvr.Config(), "x", {"srl": rlvr.PAPER})
+    cfg = srl.parse_flags(rlvr.Config(), "x", rlvr.RECIPES)
     assert (cfg.prompts_per_batch, cfg.learning_rate, cfg.mode) == (128, 5e-7, "single")

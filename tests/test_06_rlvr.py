@@ -19,7 +19,7 @@ def test_the_reward_of_training_is_the_grade_of_evaluation(rlvr, evaluate):
     grade = evaluate.grade([record])
     rewards = [rlvr.rlvr_reward(a["turns"][-1], {"answer": "5"}) for a in record["sampled"]]
     assert grade["right"] == [sum(rewards)] == [2] and grade["greedy"] == [rlvr.rlvr_reward("\\boxed{5}", {"answer": "5"})]
-    assert "rlvr.judge" in inspect.getsource(evaluate.judge_attempts) and "is_correct" in inspect.getsource(rlvr.rlvr_reward)
+    assert "rlvr.judge" in inspect.getsource(evaluate.verdict) and "is_correct" in inspect.getsource(rlvr.rlvr_reward)
 
 
 def test_a_turn_adds_its_step_and_an_answer_ends_the_episode(rlvr, example):
