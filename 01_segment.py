@@ -41,8 +41,8 @@ def run_main(main):
     try:
         main()
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":              # of torchrun's processes one says it
-            print(f"error: {error}", file=sys.stderr)
+        of = "" if os.environ.get("RANK", "0") == "0" else f" (rank {os.environ['RANK']})"         # of torchrun's processes
+        print(f"error{of}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to continue", file=sys.stderr)

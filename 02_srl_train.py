@@ -962,8 +962,9 @@ def check_start(cfg, examples, make_prompt):
     """Look at all that a run needs before the first slow step, and print the memory it takes. Raises InputError with every problem and its mend."""
     problems, out = [], Path(cfg.out)
     try:
-        segmentation.write_text(out / "writable", "")
-        segmentation.remove(out / "writable")
+        if rank() == 0:                                     # one writes, and all would be in each other's way
+            segmentation.write_text(out / "writable", "")
+            segmentation.remove(out / "writable")
     except segmentation.InputError as error:
         problems.append(f"--out: {error}")
     try:
@@ -1192,12 +1193,12 @@ def finite(line):
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
 
 
-def finish(out, run):
+def finish(out, run, what="policy"):
     """The last words of a run."""
     counts = Counter(name for line in run["log"] for name in line.get("alarms", ()))
     if counts:
         print("alarms: " + ", ".join(f"{name} {n} times" for name, n in counts.items()))
-    print(f"{out / 'model'}: the best policy by validation, exact {run['best'][0]:.1%}, reward {run['best'][1]:.3f}; log in {out / 'log.jsonl'}")
+    print(f"{out / 'model'}: the best {what} by validation, exact {run['best'][0]:.1%}, reward {run['best'][1]:.3f}; log in {out / 'log.jsonl'}")
 
 
 SHOWN = ("loss", "exact", "reward", "kept", "sampled", "tokens", "val_exact", "val_reward")
@@ -1358,7 +1359,7 @@ def train_sft(cfg, examples, val_examples):
             if run["step"] % cfg.save_every == 0 and run["step"] % num:
                 save()
     bar.close()
-    finish(out, run)
+    finish(out, run, "epoch")
 
 
 CHOICES = {"method": ("srl", "sft"), "sft_target": ("outline", "reasoning", "student"), "recipe": ("miniature", "agents", "paper"),

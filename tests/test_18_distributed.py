@@ -48,6 +48,13 @@ def test_two_ranks_learn_the_same_as_one_with_whole_and_with_sharded_weights(srl
             torch.testing.assert_close(weight, other[name], atol=1e-5, rtol=0)
 
 
+def test_an_error_of_the_input_is_said_under_torchrun(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / "02_srl_train.py", "--data",
+               str(tmp_path / "nowhere")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode != 0 and "nowhere: no such folder" in result.stderr
+
+
 def test_a_rank_that_dies_ends_the_job_within_a_minute_and_another_number_of_ranks_continues(one, tmp_path):
     begun = time.time()
     result = torchrun(tmp_path / "out", "die")
