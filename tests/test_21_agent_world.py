@@ -77,21 +77,22 @@ def test_the_context_of_an_episode_is_that_of_the_examples_which_segmentation_ma
     assert start["context"] == [] and rlvr.judge_calls(agents.expert_calls(task), start) == ("right", 0)
 
 
-def test_calculating_by_hand_gives_what_python_gives():
-    rng = random.Random(0)
-    for _ in range(300):
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the sandbox is Linux's")
+def test_calculating_by_hand_gives_what_python_gives(rlvr):
+    rng, files, tests = random.Random(0), {}, []
+    for n in range(100):
         source, _ = agents.draw_function(rng, "f", "g")
-        module = {}
-        exec("\n".join(source), module)                                              # our own text, not a model's
         functions = agents.functions_in(enumerate(source, 1))
-        for number, new, _ in [(0, "", ""), *agents.all_changes(functions, "f")]:
-            exec("\n".join(new if n == number else line for n, line in enumerate(source, 1)), module)
-            a, b = rng.randint(1, 9), rng.randint(1, 9)
+        for i, (number, new, _) in enumerate([(0, "", ""), *agents.all_changes(functions, "f")]):
+            arguments = [rng.randint(1, 9), rng.randint(1, 9)]
             try:
-                value, steps = agents.run_by_hand(agents.with_line(functions, number, new), "f", (a, b))
+                value, steps = agents.run_by_hand(agents.with_line(functions, number, new), "f", arguments)
             except agents.OutOfRange:
                 continue
-            assert value == module["f"](a, b) and steps[-1].endswith(f"= {value}")
+            files[f"m{n}_{i}.py"] = "\n".join(new if k == number else line for k, line in enumerate(source, 1))
+            tests.append([f"m{n}_{i}", "f", arguments, value])
+            assert steps[-1].endswith(f"= {value}")
+    assert len(tests) > 800 and rlvr.failed_tests(files, tests) == []
 
 
 def test_every_bug_breaks_the_hidden_tests_and_one_small_change_mends_what_the_issue_says():
