@@ -165,8 +165,9 @@ def main():
     subprocess.run([sys.executable, "04_eval.py", "--table", str(args.results)], cwd=ROOT, check=True)
     readme = (ROOT / "README.md").read_text()
     mark = "table" if args.world == "equations" else args.world
-    before, after = readme.split(f"<!-- {mark} -->")[0], readme.split(f"<!-- /{mark} -->")[1]
-    (ROOT / "README.md").write_text(f"{before}<!-- {mark} -->\n{(args.results / 'table.md').read_text()}<!-- /{mark} -->{after}")
+    if f"<!-- {mark} -->" in readme:
+        before, after = readme.split(f"<!-- {mark} -->")[0], readme.split(f"<!-- /{mark} -->")[1]
+        (ROOT / "README.md").write_text(f"{before}<!-- {mark} -->\n{(args.results / 'table.md').read_text()}<!-- /{mark} -->{after}")
 
 
 if __name__ == "__main__":
