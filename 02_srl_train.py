@@ -79,7 +79,7 @@ class Config:
     max_new_tokens: int = 160           # of one completion; the paper does not say. A step of the miniature takes 15 to 120
     max_turns: int = 8                  # completions of an episode that solves step by step
     autojunk: bool = False              # difflib's default is True, and scores near copies of 200 characters and more as low as 0.02
-    eps: float = 0.01                   # a group is kept where the std of its rewards is greater; the paper names it and gives no value
+    eps: float = 0.001                  # a group is kept where the std of its rewards is greater; the paper gives no value. One digit in one of eight: 0.008
     max_tries: int = 3                  # at most so many times the batch is sampled to fill it; then the update goes on with fewer groups
     # optimization
     learning_rate: float = 3e-4         # Adam (paper: 5e-7 for 7B)
