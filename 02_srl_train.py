@@ -120,8 +120,7 @@ PAPER = {
 # --recipe agents. The miniature's second world; see 03 for its tools
 AGENTS = {"model": str(HERE / "miniature/agents/base"), "data": str(HERE / "runs/agents/data"), "max_new_tokens": 400}
 RECIPES = {"paper": PAPER, "agents": {
-    "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl"), "eps": 0.001,         # two calls of a hundred characters that differ in one score 0.99 and 1
-            "rollouts": 24_000},
+    "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl"), "rollouts": 24_000},
     "sft": {**AGENTS, "out": str(HERE / "runs/agents/sft_outline"), "learning_rate": 3e-3},
 }}
 
