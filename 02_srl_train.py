@@ -18,7 +18,7 @@ Differences from the paper, which leaves eps, clipping, lengths and the optimize
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a causal language model with its tokenizer
 out:     runs/srl/model (the best by validation), log.jsonl, completions.txt (a few of every update) and checkpoints beside it
-command: python 02_srl_train.py                                        # 2 CPU cores, about 7 min; the same again continues what was interrupted
+command: python 02_srl_train.py                                        # 2 CPU cores, about 3 min; the same again continues what was interrupted
          python 02_srl_train.py --method sft --sft_target outline      # the baseline, about 4 min
          python 02_srl_train.py --recipe agents                        # the agents' miniature
          torchrun --nproc-per-node 8 02_srl_train.py                   # 8 GPUs
