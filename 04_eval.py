@@ -6,7 +6,7 @@ grades them again without a model.
 in:      benchmarks (files with problem and answer, or names: amc23 aime24 aime25 minerva math500) and any number of models
 out:     runs/eval/NAME/BENCHMARK.jsonl (completions; it goes on where they end), results/latest/NAME.json (numbers per problem, what made
          them), table.md and figure.png beside them, with --solved also right attempts as new expert solutions for 01_segment.py
-command: python 04_eval.py                                                    # base and every model in runs/, 2 CPU cores, about 30 s a model
+command: python 04_eval.py                                                    # base and every model in runs/, 2 CPU cores, about 2 min a model
          python 04_eval.py --models mine=runs/my_run/model --results results/mine
          python 04_eval.py --benchmarks amc23 aime24 --mode single --max_new_tokens 4096 --models mine=FOLDER        # real ones, from the hub
          python 04_eval.py --mode agent                                       # the agents' models in runs/agents on repositories whose tests run
