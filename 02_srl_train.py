@@ -452,23 +452,30 @@ class SharedPromptCache:
     def get_seq_length(self, layer=0):
         return 0
 
-    def admit(self, prompts, sizes):
-        """Read prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the hidden state of each new row (b, D)."""
+    def read(self, prompts):
+        """Compute prompts (N lists of ids): the last hidden states (N, D), real (N, T) as `seen`, and {layer: [keys, values]} as `prompts` holds them."""
         ids, real, mask, positions = left_pad(prompts, self.policy.device, self.policy.dtype)
         self.reading = {}
         hidden = self.policy.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self, use_cache=True).last_hidden_state
-        group = torch.repeat_interleave(torch.arange(len(prompts), device=ids.device), torch.tensor(sizes, device=ids.device))
-        T = max(real.shape[1], self.seen.shape[1])
-        for layer, (key, value) in self.reading.items():
-            new, own = (key.transpose(2, 3), value), [t.new_zeros(len(group), t.shape[1], self.room, t.shape[3]) for t in (key, value)]
-            old, old_own = self.prompts.get(layer, [t[:0] for t in new]), self.own.get(layer, [t[:0] for t in own])
-            self.prompts[layer] = [torch.cat([pad_left(t, axis, T) for t in pair]).contiguous() for axis, *pair in zip((3, 2), old, new, strict=True)]
-            self.own[layer] = [torch.cat(pair) for pair in zip(old_own, own, strict=True)]
-        self.reading, P = None, len(self.seen)
-        self.seen = torch.cat([pad_left(self.seen, 1, T), pad_left(real, 1, T)])
+        reading, self.reading = self.reading, None
+        return hidden[:, -1], real, {layer: [key.transpose(2, 3), value] for layer, (key, value) in reading.items()}
+
+    def admit(self, prompts, sizes):
+        """Read prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the hidden state of each new row (b, D)."""
+        device, longest = self.policy.device, max(map(len, prompts))
+        at_once = max(1, (2000 if device.type == "cpu" else 32_000) // longest)                   # about as many activations as a core's cache holds
+        hidden, reals, readings = zip(*(self.read(prompts[i:i + at_once]) for i in range(0, len(prompts), at_once)), strict=True)
+        group = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(sizes, device=device))
+        T, P = max(longest, self.seen.shape[1]), len(self.seen)
+        for layer, (key, value) in readings[0].items():
+            pairs = [self.prompts.get(layer, [key[:0], value[:0]]), *(reading[layer] for reading in readings)]
+            self.prompts[layer] = [torch.cat([pad_left(pair[i], axis, T) for pair in pairs]).contiguous() for i, axis in ((0, 3), (1, 2))]
+            new = [value.new_zeros(len(group), value.shape[1], self.room, D) for D in (key.shape[2], value.shape[3])]
+            self.own[layer] = [torch.cat(pair) for pair in zip(self.own.get(layer, [t[:0] for t in new]), new, strict=True)]
+        self.seen = torch.cat([pad_left(t, 1, T) for t in (self.seen, *reals)])
         self.group, self.length = torch.cat([self.group, P + group]), torch.cat([self.length, torch.zeros_like(group)])
         self.arrange()
-        return hidden[group, -1]
+        return torch.cat(hidden)[group]
 
     def keep(self, rows):
         """Only these rows stay, and the prompts that they need."""
