@@ -22,21 +22,22 @@ from pathlib import Path
 from threading import Lock
 
 ROOT = Path(__file__).parent.parent
-METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "sft_student", "rejection", "srl_long")
-NEEDS = {"srl_rlvr": "srl", "sft_rlvr": "sft_outline"}
+METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "sft_student", "rejection", "srl_long", "srl_rlvr_short")
+NEEDS = {"srl_rlvr": "srl", "srl_rlvr_short": "srl", "sft_rlvr": "sft_outline"}
 SFT = ("02_srl_train.py", "--method", "sft", "--sft_target")
-# chosen on the 60 validation problems (README, "How the settings were chosen"); SRL and RLVR run with the scripts' defaults
+# chosen on the 60 validation problems (README, "How the settings were chosen"); SRL runs with 02's defaults, RLVR longer than 03's, which fit a coffee break
 TRAIN = {
     "srl": ("02_srl_train.py",),
-    "srl_rlvr": ("03_rlvr_train.py",),
+    "srl_rlvr": ("03_rlvr_train.py", "--rollouts", "60000"),
+    "srl_rlvr_short": ("03_rlvr_train.py",),
     # as many completions as SRL and RLVR together; where no group has a signal the batch only says how many are sampled side by side
-    "rlvr": ("03_rlvr_train.py", "--rollouts", "84000", "--prompts_per_batch", "16"),
-    "sft_rlvr": ("03_rlvr_train.py", "--rollouts", "84000"),
+    "rlvr": ("03_rlvr_train.py", "--rollouts", "108000", "--prompts_per_batch", "16"),
+    "sft_rlvr": ("03_rlvr_train.py", "--rollouts", "108000"),
     "sft_outline": (*SFT, "outline", "--learning_rate", "3e-3"),
     "sft_reasoning": (*SFT, "reasoning", "--learning_rate", "3e-3", "--max_new_tokens", "400"),
     "sft_student": (*SFT, "student", "--learning_rate", "1e-3"),
     "rejection": ("miniature/rejection.py",),
-    "srl_long": ("02_srl_train.py", "--rollouts", "84000"),
+    "srl_long": ("02_srl_train.py", "--rollouts", "108000"),
 }
 RECIPE = ("--recipe", "agents")
 # of each world: where its base model, runs and results are, the flags of 01 and 04, and how each method is trained
