@@ -98,7 +98,7 @@ class Config:
     epochs: int = 3                     # (paper: 3) the best by validation is kept
     sft_batch: int = 64                 # (paper: 64)
     # hardware
-    max_rows: int = 384                 # completions decoded side by side; waiting prompts take the places of finished ones
+    max_rows: int = 384                 # completions decoded side by side, fewer where memory is short; waiting prompts take the places of finished ones
     update_tokens: int = 12_000         # tokens in one forward and backward pass, a group's prompt counted once
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     dtype: str = "float32"              # of the weights that compute; below float32 the optimizer keeps float32 copies
@@ -112,10 +112,10 @@ class Config:
 PAPER = {
     "srl": {"prompts_per_batch": 512, "group_size": 8, "temperature": 1.0, "learning_rate": 5e-7, "decay": 0.0, "max_grad_norm": 1.0, "dtype": "bfloat16",
             "model": "Qwen/Qwen2.5-7B-Instruct", "data": str(HERE / "runs/s1k"), "out": str(HERE / "runs/paper_srl"),
-            "rollouts": 1_200_000, "max_new_tokens": 2048, "eval_every": 10, "max_rows": 128, "update_tokens": 16_000, "gradient_checkpointing": True},
+            "rollouts": 1_200_000, "max_new_tokens": 2048, "eval_every": 10, "max_rows": 512, "update_tokens": 16_000, "gradient_checkpointing": True},
     "sft": {"sft_batch": 64, "epochs": 3, "learning_rate": 5e-6, "max_grad_norm": 1.0, "dtype": "bfloat16",
             "model": "Qwen/Qwen2.5-7B-Instruct", "data": str(HERE / "runs/s1k"), "out": str(HERE / "runs/paper_sft"), "max_new_tokens": 2048,
-            "max_rows": 128, "update_tokens": 16_000, "gradient_checkpointing": True},
+            "max_rows": 512, "update_tokens": 16_000, "gradient_checkpointing": True},
 }
 # --recipe agents. The miniature's second world; see 03 for its tools
 AGENTS = {"model": str(HERE / "miniature/agents/base"), "data": str(HERE / "runs/agents/data"), "max_new_tokens": 400}
@@ -515,16 +515,35 @@ class SharedPromptCache:
         return hidden
 
 
+def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):
+    """How many completions half of the free bytes hold: their keys and values, their part of those of their prompt, and the scores of one token."""
+    config, number = policy.config.get_text_config(), policy.dtype.itemsize
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tokens = max_new_tokens + max(len(prompt) / size for prompt, size in zip(prompts, sizes, strict=True))
+    scores = 3 * 4 * len(policy.get_output_embeddings().weight)                                  # distribution and its sum, float32
+    return max(1, int(free / 2 / (tokens * 2 * config.num_hidden_layers * heads * head_dim * number + scores)))
+
+
+def free_bytes(device):
+    """Memory that a tensor could still take: on a GPU, else in the machine; without end where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 1 << 60
+
+
 @torch.inference_mode()
 def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384, uniforms=None):
     """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns a Rollout of P*G in order.
 
     uniforms (P*G, max_new_tokens): the numbers in [0, 1) that the tokens are drawn with; a row's tokens depend on its own alone, not on who stands beside it.
-    At most max_rows rows are decoded side by side. When a fifth of them is finished they leave and waiting prompts take their places. temperature 0 is greedy.
+    At most max_rows rows are decoded side by side, as many as memory holds. When a fifth of them is finished they leave and waiting prompts take their
+    places. temperature 0 is greedy.
     """
     sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
     first = [0, *itertools.accumulate(sizes)]                                                    # where the completions of a prompt begin
     B, device, head, eos = first[-1], policy.device, policy.get_output_embeddings(), torch.tensor(eos_ids(policy, tokenizer), device=policy.device)
+    max_rows = min(max_rows, rows_that_fit(policy, prompts, sizes, max_new_tokens, free_bytes(device)))
     was_training = policy.training
     policy.eval()
     tokens, logprobs = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device), torch.zeros(B, max_new_tokens, device=device)

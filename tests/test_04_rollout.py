@@ -115,6 +115,36 @@ def test_waiting_prompts_take_the_places_of_finished_rows_and_change_nothing(srl
         assert completion == tiny.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt):].tolist()
 
 
+def test_prompts_are_read_in_parts_that_fit_a_cache_and_the_parts_change_nothing(srl, tiny, tokenizer, monkeypatch):
+    torch.manual_seed(0)
+    prompts = [torch.randint(5, len(tokenizer), (n,)).tolist() for n in (90, 80, 61, 60, 33, 20) * 8]
+    reads, read = [], srl.SharedPromptCache.read
+    monkeypatch.setattr(srl.SharedPromptCache, "read", lambda self, part: reads.append(len(part)) or read(self, part))
+    rollout = srl.generate(tiny, tokenizer, prompts, 2, max_new_tokens=5)
+    assert max(reads) * 90 <= 2000 and sum(reads) == len(prompts) and len(reads) > 2
+    for b, (completion, logprobs) in enumerate(zip(rollout.completions, rollout.logprobs, strict=True)):
+        torch.testing.assert_close(torch.tensor(logprobs), plain_logprobs(tiny, prompts[b // 2], completion), atol=1e-5, rtol=0)
+
+
+def test_rows_side_by_side_are_as_many_as_memory_holds(srl, tiny, tokenizer, monkeypatch):
+    """By hand: a token of the tiny model takes layers x heads x dimension keys and as many values of 4 bytes."""
+    c = tiny.config
+    a_token = 2 * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads) * 4
+    a_row = (20 + 40 / 8) * a_token + 12 * c.vocab_size
+    fits = lambda free: srl.rows_that_fit(tiny, [[5] * 40, [5] * 3], [8, 1], 20, free)  # noqa: E731
+    assert fits(2 * 7 * a_row + 10) == 7 and fits(2 * 7 * a_row - 10) == 6 and fits(0) == 1
+    widths, step = [], srl.SharedPromptCache.step
+    monkeypatch.setattr(srl.SharedPromptCache, "step", lambda self, token: widths.append(len(token)) or step(self, token))
+    monkeypatch.setattr(srl, "free_bytes", lambda device: 2 * 4 * (4 + 7) * a_token + 8 * 12 * c.vocab_size)
+    srl.generate(tiny, tokenizer, PROMPTS, 1, max_new_tokens=4)
+    assert max(widths) <= 4
+    widths.clear()
+    monkeypatch.setattr(srl, "free_bytes", lambda device: 0)
+    srl.generate(tiny, tokenizer, PROMPTS, 1, max_new_tokens=4)
+    assert max(widths) == 1
+    assert srl.rows_that_fit(tiny, PROMPTS, [1] * 4, 4, 1 << 60) > 10**6
+
+
 def test_an_episode_goes_on_until_extend_returns_none(srl, tiny, tokenizer, example):
     cfg = srl.Config(max_new_tokens=5, max_turns=4)
     tiny.generation_config.eos_token_id = list(range(len(tokenizer)))    # every completion ends at once
