@@ -548,7 +548,8 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     policy.eval()
     tokens, logprobs = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device), torch.zeros(B, max_new_tokens, device=device)
     ends = torch.full((B,), max_new_tokens, device=device)
-    uniforms = torch.rand(B, max_new_tokens, device=device) if uniforms is None else uniforms.to(device)
+    if temperature:
+        uniforms = torch.rand(B, max_new_tokens, device=device) if uniforms is None else uniforms.to(device)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
     cache, row, hidden = SharedPromptCache(policy), torch.zeros(0, dtype=torch.long, device=device), None
     while waiting or len(row):
@@ -711,7 +712,10 @@ def shard(policy, dtype):
 
 @contextmanager
 def gathered(policy):
-    """The weights of a sharded policy whole on every rank while the block runs: a rollout gathers them once and not for every token."""
+    """The weights of a sharded policy whole on every rank while the block runs: a rollout gathers them once and not for every token.
+
+    Every rank has to come here, also one that has nothing to sample.
+    """
     parts = [m for m in policy.modules() if isinstance(m, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -765,8 +769,7 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, shar
     def attempt(part):
         """[(episodes, their rewards)] of (seed, example) pairs."""
         started = time.time()
-        with gathered(policy):
-            played = play(policy, tokenizer, [e for _, e in part], cfg.group_size, make_prompt, extend, cfg, seeds=[seed for seed, _ in part])
+        played = play(policy, tokenizer, [e for _, e in part], cfg.group_size, make_prompt, extend, cfg, seeds=[seed for seed, _ in part])
         seconds["rollout"] += time.time() - started
         started = time.time()
         pairs = [(group, [reward_fn(e.turns[-1][3], e.example) for e in group]) for group in played]
@@ -777,7 +780,8 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, shar
         place = cursor.place
         drawn = cursor.take(min(math.ceil((P - len(groups)) / max(share, 1 / cfg.max_tries)), cfg.max_tries * P - sampled))
         sampled += len(drawn)
-        pairs = on_all_ranks(attempt, [(f"{cfg.seed}, prompt {place + i}", example) for i, example in enumerate(drawn)])
+        with gathered(policy):
+            pairs = on_all_ranks(attempt, [(f"{cfg.seed}, prompt {place + i}", example) for i, example in enumerate(drawn)])
         played, r = [group for group, _ in pairs], torch.tensor([values for _, values in pairs])      # (P, G)
         keep, advantages = informative_groups(r, cfg.eps), group_advantages(r)
         groups += [(played[i], r[i], advantages[i]) for i in keep.nonzero()[:, 0].tolist()]
@@ -932,11 +936,14 @@ def rank_batches(policy, turns, max_tokens):
         yield batch
 
 
-def update(policy, optimizer, turns, cfg):
-    """One pass over a batch of turns (prompt ids, completion ids, old log-probabilities, advantage), `minibatches` optimizer steps. Returns stats."""
+def update(policy, optimizer, turns, cfg, seed=0):
+    """One pass over a batch of turns (prompt ids, completion ids, old log-probabilities, advantage), `minibatches` optimizer steps. Returns stats.
+
+    seed: of the order in which the turns go into the minibatches, which every rank has to know.
+    """
     policy.train()
     stats, norms = Counter(), []
-    order = list(range(len(turns))) if cfg.minibatches == 1 else torch.randperm(len(turns)).tolist()
+    order = range(len(turns)) if cfg.minibatches == 1 else random.Random(seed).sample(range(len(turns)), len(turns))
     for m in range(cfg.minibatches):
         part = [turns[i] for i in order[m::cfg.minibatches]]
         if not part:
@@ -1037,11 +1044,11 @@ def check_start(cfg, examples, make_prompt):
 def validate(policy, tokenizer, examples, make_prompt, reward_fn, extend, cfg):
     """Share of rewards of 1 (an exact step, a solved problem) and mean reward on the validation examples, with a fixed seed; one completion to look at."""
     def attempt(part):
-        with gathered(policy):
-            groups = play(policy, tokenizer, [e for _, e in part], cfg.val_samples, make_prompt, extend, cfg,
-                          temperature=0 if cfg.val_samples == 1 else cfg.temperature, seeds=[f"validation {i}" for i, _ in part])
+        groups = play(policy, tokenizer, [e for _, e in part], cfg.val_samples, make_prompt, extend, cfg,
+                      temperature=0 if cfg.val_samples == 1 else cfg.temperature, seeds=[f"validation {i}" for i, _ in part])
         return [(group[0].turns[-1][3], [reward_fn(e.turns[-1][3], e.example) for e in group]) for group in groups]
-    pairs = on_all_ranks(attempt, list(enumerate(examples)))
+    with gathered(policy):
+        pairs = on_all_ranks(attempt, list(enumerate(examples)))
     r = torch.tensor([values for _, values in pairs])
     return {"val_exact": (r >= 1).float().mean().item(), "val_reward": r.mean().item(), "val_completion": pairs[0][0]}
 
@@ -1282,7 +1289,7 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
             # the turns of an episode share its advantage
             turns = [(*turn[:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True) for turn in e.turns]
             if turns:
-                stats.update(update(policy, optimizer, turns, cfg))
+                stats.update(update(policy, optimizer, turns, cfg, f"{cfg.seed}, update {run['step']}"))
             if stats.get("skipped") and rank() == 0:
                 names = ("prompt", "completion", "logprobs", "advantage")
                 segmentation.write_jsonl(out / "not_finite.jsonl", [dict(zip(names, turn, strict=True)) for turn in turns])

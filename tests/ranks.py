@@ -1,4 +1,4 @@
-"""What the distributed tests start under torchrun: trains on the miniature, once with whole weights on every rank and once with --shard."""
+"""What the distributed tests start under torchrun: trains on the miniature, SRL with whole weights on every rank and with --shard, RLVR's episodes, and SFT."""
 import json
 import os
 import signal
@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-srl = import_module("02_srl_train")
+rlvr = import_module("03_rlvr_train")
+srl = rlvr.srl
 
 
 def small(out, **changes):
@@ -22,8 +23,15 @@ def small(out, **changes):
     return replace(cfg, **changes), examples[:40], examples[-5:]
 
 
-def run(cfg, examples, val):
-    srl.train(cfg, examples, val, srl.srl_prompt, srl.srl_reward)
+def run(cfg, examples, val, kind="srl"):
+    if kind == "sft":
+        srl.train_sft(replace(cfg, method="sft", sft_batch=8, epochs=2, learning_rate=1e-4), examples, val)
+    elif kind == "rlvr":                # episodes of two turns; the base solves nothing, so the reward is a coin that depends on the text
+        cfg = replace(cfg, max_turns=2, minibatches=2, learning_rate=rlvr.Config.learning_rate)
+        examples, val = rlvr.unsolved(examples), rlvr.unsolved(val)
+        srl.train(cfg, examples, val, srl.srl_prompt, lambda text, example: float(sum(text.encode()) % 2), rlvr.next_turn)
+    else:
+        srl.train(cfg, examples, val, srl.srl_prompt, srl.srl_reward)
 
 
 def main():
@@ -39,8 +47,8 @@ def main():
                 os.kill(os.getpid(), signal.SIGKILL)
             return step(self, norm)
         srl.MasterAdam.step = fatal
-    for shard in (False, True):
-        run(*small(f"{out}-{'shard' if shard else 'whole'}", shard=shard))
+    for kind, name, shard in (("srl", "whole", False), ("srl", "shard", True), ("rlvr", "rlvr", False), ("rlvr", "rlvr-shard", True), ("sft", "sft", False)):
+        run(*small(f"{out}-{name}", shard=shard), kind)
 
 
 if __name__ == "__main__":
