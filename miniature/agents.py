@@ -89,7 +89,10 @@ def read_line(line):
 
 
 def run_by_hand(functions, name, arguments):
-    """(value, steps): what the function returns, with every line that runs written out, "c = 3 + 4 = 7" and "7 > 5 yes"."""
+    """(value, steps): what the function returns, with every line that runs written out, "c = a + b = 3 + 4 = 7" and "c > b: 7 > 5 yes".
+
+    The line stands before its numbers, so that to go on is to copy and to put one value in at a time.
+    """
     parameters, body = functions[name]
     known, steps, skip = dict(zip(parameters, arguments, strict=True)), [], False
     for _, line in body:
@@ -100,9 +103,10 @@ def run_by_hand(functions, name, arguments):
             u, v = (int(t) if t.isdigit() else known[t] for t in (m[4] or m[6], m[5] or m[8]))
         except (TypeError, KeyError):
             raise OutOfRange(line) from None
+        symbols = line.strip().removeprefix("return ")
         if m[1] == "if ":
             holds = {"<": u < v, ">": u > v, "<=": u <= v, ">=": u >= v}[m[7]]
-            steps.append(f"{u} {m[7]} {v} {'yes' if holds else 'no'}")
+            steps.append(f"{symbols.removeprefix('if ')} {u} {m[7]} {v} {'yes' if holds else 'no'}")
             skip = not holds
             continue
         if m[3] in ("min", "max"):
@@ -116,7 +120,7 @@ def run_by_hand(functions, name, arguments):
             value, text = {"+": u + v, "-": u - v, "*": u * v}[m[7]], f"{u} {m[7]} {v}"
         if abs(value) > LIMIT:
             raise OutOfRange(line)
-        steps.append(f"{m[1] if m[2] else ''}{text} = {value}")
+        steps.append(f"{symbols} = {text} = {value}")
         if not m[2]:
             return value, steps
         known[m[2]] = value
