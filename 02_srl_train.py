@@ -1302,7 +1302,7 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
             bar.update(stats["completions"])
             kept = f"{stats['kept']}/{stats['sampled']}"
             bar.set_postfix(exact=f"{stats['exact']:.1%}", reward=f"{stats['reward']:.3f}", kept=kept, val=f"{run['best'][0]:.1%}")
-            if run["step"] % cfg.eval_every:
+            if run["step"] % cfg.eval_every and run["done"] < cfg.rollouts:                      # else the line is validated first
                 track(line)
                 if run["step"] % cfg.save_every == 0:
                     save()

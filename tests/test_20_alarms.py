@@ -2,12 +2,13 @@
 import ast
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 
-HEALTHY = sorted(ROOT.glob("results/miniature/seed*/srl.log.jsonl")) + sorted(ROOT.glob("results/miniature/seed*/srl_rlvr.log.jsonl"))
+HEALTHY = sorted(ROOT.glob("results/miniature/seed*/srl.log.jsonl")) + sorted(ROOT.glob("results/miniature/seed*/srl_rlvr*.log.jsonl"))
 GOOD = {"reward": 0.6, "exact": 0.2, "bad_format": 0.01, "kept": 4, "sampled": 4, "truncated": 0.0, "entropy": 0.1, "clipped": 0.0,
         "mismatch": 1e-5, "skipped": 0}
 
@@ -95,8 +96,17 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_its_batch_saved(srl, task,
     assert "NaN" not in text and [json.loads(line).get("skipped", 0) for line in text.splitlines()].count(1) == 1
 
 
-def test_a_tracker_gets_every_line_and_a_missing_one_is_named(srl, segment, task, monkeypatch):
+def test_a_tracker_gets_the_numbers_of_every_line_and_a_missing_one_is_named(srl, segment, task, monkeypatch):
     cfg, examples = task
+    sent, modules = [], __import__("sys").modules
+    wandb = SimpleNamespace(init=lambda **settings: sent.append(settings), log=lambda numbers, step: sent.append((step, numbers)))
+    monkeypatch.setitem(modules, "wandb", wandb)
+    srl.train(replace(cfg, report_to="wandb", out=f"{cfg.out}-tracked"), examples, examples[:2], srl.srl_prompt, srl.srl_reward)
+    lines = [json.loads(line) for line in open(f"{cfg.out}-tracked/log.jsonl")]
+    assert sent[0]["project"] == "srl" and sent[0]["config"]["report_to"] == "wandb"
+    assert [step for step, _ in sent[1:]] == [line["step"] for line in lines] and len(lines) > 1
+    for (_, numbers), line in zip(sent[1:], lines, strict=True):
+        assert {k: v for k, v in line.items() if isinstance(v, (int, float))} == {k: v for k, v in numbers.items()}
     for package in ("torch.utils.tensorboard", "wandb"):
         monkeypatch.setitem(__import__("sys").modules, package, None)
     for name in ("tensorboard", "wandb"):
