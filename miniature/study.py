@@ -9,6 +9,7 @@ command: python miniature/study.py                       # 2 CPU cores, about 3 
          python miniature/study.py --seeds 0 --methods base srl
          python miniature/study.py --world agents        # the agents: results/agents, the second table in README.md
          python miniature/study.py --tune                # the learning rates on the validation problems, about 1 h
+         python miniature/study.py --table               # table, figure and README again from results/, seconds
 """
 import argparse
 import json
@@ -124,6 +125,22 @@ def tune(args):
     print(path)
 
 
+def for_readme(table):
+    """A table.md with what comes after the first table folded away."""
+    first, *more, last = table.strip().split("\n\n")
+    folded = "<details><summary>pass@k, outcomes, lengths, and differences paired by problem and seed</summary>\n\n" + "\n\n".join(more) + "\n\n</details>"
+    return "\n\n".join([first, last, *([folded] if more else [])]) + "\n"
+
+
+def write_table(args):
+    """table.md, figure.png and the table in the README, from the results that stand."""
+    subprocess.run([sys.executable, "04_eval.py", "--table", str(args.results)], cwd=ROOT, check=True)
+    readme, mark = (ROOT / "README.md").read_text(), "table" if args.world == "equations" else args.world
+    if f"<!-- {mark} -->" in readme:
+        before, after = readme.split(f"<!-- {mark} -->")[0], readme.split(f"<!-- /{mark} -->")[1]
+        (ROOT / "README.md").write_text(f"{before}<!-- {mark} -->\n{for_readme((args.results / 'table.md').read_text())}<!-- /{mark} -->{after}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -131,6 +148,7 @@ def main():
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all of the world")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs side by side, one thread each")
     parser.add_argument("--tune", action="store_true", help="try the learning rates instead, on the validation problems")
+    parser.add_argument("--table", action="store_true", help="run nothing: table, figure and README from the results that stand")
     parser.add_argument("--results", type=Path, help="default: results/miniature, results/agents")
     args = parser.parse_args()
     world = WORLDS[args.world]
@@ -138,6 +156,8 @@ def main():
     args.results = args.results or ROOT / world["results"]
     if args.tune:
         return tune(args)
+    if args.table:
+        return write_table(args)
     for seed in args.seeds:  # the split is the same for every seed: what differs is training and sampling
         here = ROOT / world["runs"] / f"seed{seed}"
         if not (here / "data/val.jsonl").exists():
@@ -163,12 +183,7 @@ def main():
     with ThreadPoolExecutor(args.workers) as pool:
         for future in [pool.submit(work) for _ in range(args.workers)]:
             future.result()
-    subprocess.run([sys.executable, "04_eval.py", "--table", str(args.results)], cwd=ROOT, check=True)
-    readme = (ROOT / "README.md").read_text()
-    mark = "table" if args.world == "equations" else args.world
-    if f"<!-- {mark} -->" in readme:
-        before, after = readme.split(f"<!-- {mark} -->")[0], readme.split(f"<!-- /{mark} -->")[1]
-        (ROOT / "README.md").write_text(f"{before}<!-- {mark} -->\n{(args.results / 'table.md').read_text()}<!-- /{mark} -->{after}")
+    write_table(args)
 
 
 if __name__ == "__main__":
