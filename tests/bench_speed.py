@@ -4,14 +4,13 @@ step      a whole SRL step against TRL's GRPOTrainer (needs trl): same model, pr
 rollout   tokens a second against transformers' generate(num_return_sequences=8), on the miniature
 update    each prompt computed once against each completion as a sequence of its own, random model of 20 M parameters, three shapes
 memory    peak memory of the update at a vocabulary of 151,936 against a plain forward with all logits
-reward    similarities a second on real steps (../shared) or the miniature's, against difflib alone and a vectorised matcher
+reward    similarities a second on real steps (../shared) or the miniature's, against difflib alone
 growth    seconds of a rollout against prompts, G and prompt length; a plot in runs/growth.png
 """
 import itertools
 import json
 import multiprocessing
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,6 @@ from difflib import SequenceMatcher
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -127,18 +125,24 @@ def update():
               + f"; ratio {times['unshared'] / times['shared']:.1f}, of tokens {8 * (P + R) / (P + 8 * R):.1f}; gradients differ by {difference:.0e}")
 
 
+def resident(name):
+    """VmRSS or VmHWM of this process in GB (Linux)."""
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) / 2**20
+
+
 def peak(way, queue):
     """Peak memory in GB that an update adds, in a process of its own."""
     model = random_model(151_936, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
     prompt, group = torch.randint(5, 400, (200,)).tolist(), torch.randint(5, 400, (8, 300)).tolist()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")                                      # the peak so far is forgotten
+    before = resident("VmRSS")
     if way == "ours":
         srl.token_logprobs(model, [(prompt, group)])[0].sum().backward()
     else:
         ids = torch.tensor([prompt + completion for completion in group])
         logprobs = model(ids).logits[:, len(prompt) - 1:-1].log_softmax(-1).gather(-1, ids[:, len(prompt):, None])
         logprobs.sum().backward()
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+    queue.put(resident("VmHWM") - before)
 
 
 def memory():
@@ -153,27 +157,6 @@ def memory():
           + f"; ratio {peaks['plain'] / peaks['ours']:.1f}")
 
 
-def matched_characters(a, b):
-    """difflib's M without junk, on whole rows of a table of common runs: the same number, tried as a faster way."""
-    A, B = (np.frombuffer(s.encode("utf-32-le"), dtype=np.uint32) for s in (a, b))
-    run, equal = np.zeros((len(A) + 1, len(B) + 1), dtype=np.int32), A[:, None] == B
-    for i in range(len(A)):                                                            # run[i + 1, j + 1]: characters in common that end at a[i], b[j]
-        np.multiply(run[i, :-1] + 1, equal[i], out=run[i + 1, 1:])
-    total, todo = 0, [(0, len(A), 0, len(B))]
-    while todo:
-        a_from, a_to, b_from, b_to = todo.pop()
-        if a_from < a_to and b_from < b_to:
-            room = np.minimum(np.arange(1, a_to - a_from + 1)[:, None], np.arange(1, b_to - b_from + 1))
-            inside = np.minimum(run[a_from + 1:a_to + 1, b_from + 1:b_to + 1], room)
-            i, j = divmod(int(inside.argmax()), b_to - b_from)                         # the first of the longest, as difflib takes it
-            length = int(inside[i, j])
-            if length:
-                total += length
-                i, j = a_from + i + 1, b_from + j + 1
-                todo += [(a_from, i - length, b_from, j - length), (i, a_to, j, b_to)]
-    return total
-
-
 def reward():
     path = ROOT.parent / "shared/data/s1k/s1k_numbered_sample_60.jsonl"
     column = "solution"
@@ -186,16 +169,16 @@ def reward():
         for g in range(8):
             copy = "".join(c if rng.random() > 0.03 * g else rng.choice("abcde 0123\\{}") for c in expert)
             pairs.append((rng.choice(solution) if g > 5 else copy, expert))
-    ways = {"difflib": lambda a, b: SequenceMatcher(None, a, b, autojunk=False).ratio(), "cached": srl.cached_similarity,
-            "vectorised": lambda a, b: 2 * matched_characters(a, b) / (len(a) + len(b))}
+    ways = {"difflib": lambda a, b: SequenceMatcher(None, a, b, autojunk=False).ratio(), "similarity": srl.similarity, "cached": srl.cached_similarity}
     results, times = {}, {}
     for name, way in ways.items():
         started = time.perf_counter()
         results[name] = [way(a, b) for a, b in pairs]
         times[name] = time.perf_counter() - started
-    assert results["difflib"] == results["cached"] == results["vectorised"]
+    assert results["difflib"] == results["similarity"] == results["cached"]
     print(f"{len(pairs)} pairs, median length {statistics.median(len(b) for _, b in pairs):.0f}: "
-          + ", ".join(f"{name} {t:.1f} s ({len(pairs) / t:,.0f}/s)" for name, t in times.items()))
+          + ", ".join(f"{name} {t:.1f} s ({len(pairs) / t:,.0f}/s)" for name, t in times.items())
+          + f"; ratio {times['difflib'] / times['cached']:.1f}")
 
 
 def segment_or_none(solution):

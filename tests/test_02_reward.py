@@ -1,7 +1,10 @@
 """The reward: R = 2M / T on the action, -1 for a broken format."""
+import json
+import random
 from difflib import SequenceMatcher
 
 import pytest
+from conftest import ROOT
 
 
 def test_similarity_is_twice_the_matched_characters_over_both_lengths(srl):
@@ -14,6 +17,25 @@ def test_the_order_of_arguments_is_action_then_expert(srl):
     # difflib's ratio is not symmetric: "tide" / "diet" matches "t" or "d" first
     assert SequenceMatcher(None, "tide", "diet").ratio() != SequenceMatcher(None, "diet", "tide").ratio()
     assert srl.similarity("tide", "diet") == SequenceMatcher(None, "tide", "diet", autojunk=False).ratio() == 0.25
+
+
+def test_the_number_is_difflibs_on_10_000_random_pairs_and_on_real_steps(srl):
+    """Whatever computes it: alphabets of few and many letters, lengths on both sides of autojunk's 200, steps with errors, emoji and LaTeX."""
+    rng, pairs = random.Random(0), []
+    for _ in range(10_000):
+        letters = "abcdefghijklmnopqrstuvwxyz 0123456789\\{}é∑😀"[:rng.choice((2, 3, 5, 20, 50))]
+        pairs.append(tuple("".join(rng.choices(letters, k=rng.randint(0, n))) for n in (40, rng.choice((40, 240)))))
+    records = [json.loads(line) for line in (ROOT / "miniature/expert.jsonl").read_text().splitlines()[:40]]
+    solutions = [record["solution"].split("\n") for record in records]
+    real = ROOT.parent / "shared/data/s1k/s1k_numbered_sample_60.jsonl"
+    if real.exists():
+        solutions += [json.loads(line)["solution"].split("\n\n")[:4] for line in real.read_text().splitlines()[:12]]
+    for steps in solutions:
+        for expert in steps:
+            pairs += [(rng.choice(steps), expert), ("".join(c for c in expert if rng.random() > 0.05), expert)]
+    for action, expert in pairs:
+        for autojunk in (False, True):
+            assert srl.similarity(action, expert, autojunk) == SequenceMatcher(None, action, expert, autojunk=autojunk).ratio(), (action, expert)
 
 
 def test_autojunk_is_off_since_it_scores_near_copies_of_200_characters_as_unlike(srl):
