@@ -5,7 +5,7 @@ rollout   tokens a second against transformers' generate(num_return_sequences=8)
 update    each prompt computed once against each completion as a sequence of its own, random model of 20 M parameters, three shapes
 memory    peak memory of the update at a vocabulary of 151,936 against a plain forward with all logits
 reward    similarities a second on real steps (../shared) or the miniature's, against difflib alone
-growth    seconds of a rollout against prompts, G and prompt length; a plot in runs/growth.png
+growth    seconds of a rollout against prompts, G and prompt length; a plot in results/growth.png
 """
 import itertools
 import json
@@ -206,8 +206,8 @@ def growth():
         print(name, ", ".join(f"{n}: {t:.2f} s" for n, t in zip(sizes, times, strict=True)), flush=True)
         ax.plot(sizes, times, "o-", color="#0072B2")
         ax.set(xlabel=name, ylabel="seconds", xlim=(0, None), ylim=(0, None))
-    path = ROOT / "runs/growth.png"
-    path.parent.mkdir(exist_ok=True)
+    figure.suptitle("The time of a rollout grows in proportion to prompts, completions and tokens, and no faster  (miniature, two CPU cores)")
+    path = ROOT / "results/growth.png"
     figure.savefig(path, dpi=150)
     print(path)
 
