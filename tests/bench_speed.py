@@ -7,6 +7,7 @@ memory    peak memory of the update at a vocabulary of 151,936 against a plain f
 reward    similarities a second on real steps (../shared) or the miniature's, against difflib alone
 growth    seconds of a rollout against prompts, G and prompt length; a plot in results/growth.png
 """
+import argparse
 import itertools
 import json
 import multiprocessing
@@ -212,8 +213,14 @@ def growth():
     print(path)
 
 
-if __name__ == "__main__":
+def main():
     sections = {f.__name__: f for f in (step, rollout, update, memory, reward, growth)}
-    for name in sys.argv[1:] or sections:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("sections", nargs="*", help=f"some of {', '.join(sections)}; default: all")
+    for name in parser.parse_args().sections or sections:
         print(f"== {name}")
         sections[name]()
+
+
+if __name__ == "__main__":
+    main()
