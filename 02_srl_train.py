@@ -122,7 +122,7 @@ PAPER = {
             "max_rows": 512, "update_tokens": 16_000, "gradient_checkpointing": True},
 }
 # --recipe agents. The miniature's second world; see 03 for its tools
-AGENTS = {"model": str(HERE / "miniature/agents/base"), "data": str(HERE / "runs/agents/data"), "max_new_tokens": 400}
+AGENTS = {"model": str(HERE / "miniature/agents/base"), "data": str(HERE / "runs/agents/data"), "max_new_tokens": 500}
 RECIPES = {"paper": PAPER, "agents": {
     "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl"), "rollouts": 24_000},
     "sft": {**AGENTS, "out": str(HERE / "runs/agents/sft_outline"), "learning_rate": 3e-3},

@@ -411,7 +411,7 @@ def check_calls(model, tokenizer, held_out, seed, num=400):
     torch.manual_seed(seed)
     examples = [draw_state(rng, held_out) for _ in range(num)]
     prompts = [tokenizer(prompt_text(e))["input_ids"] for e in examples]
-    texts = rlvr.srl.generate(model, tokenizer, prompts, 1, max_new_tokens=400).texts
+    texts = rlvr.srl.generate(model, tokenizer, prompts, 1, max_new_tokens=500).texts
     for example, text in zip(examples, texts, strict=True):
         think, action = rlvr.srl.parse_completion(text) or ("", "")
         name, arguments = segmentation.parse_call(action) or ("", {})
