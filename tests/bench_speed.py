@@ -6,6 +6,7 @@ update    each prompt computed once against each completion as a sequence of its
 memory    peak memory of the update at a vocabulary of 151,936 against a plain forward with all logits
 reward    similarities a second on real steps (../shared) or the miniature's, against difflib alone
 growth    seconds of a rollout against prompts, G and prompt length; a plot in results/growth.png
+plan      nothing measured: memory, traffic and time a step of --recipe paper on N GPUs of 80 GB, from the shapes of Qwen2.5-7B
 """
 import argparse
 import itertools
@@ -213,8 +214,26 @@ def growth():
     print(path)
 
 
+def plan(weights=7.6e9, layers=28, kv_heads=4, head_dim=128, vocabulary=152_064, memory=80, prompt=650, completion=300, refill=1.5):
+    """The table of the README, "More than one device". Traffic is what a rank receives; both bandwidths are those of the makers' data sheets."""
+    cfg, GB = srl.replace(srl.Config(), **srl.PAPER["srl"]), 1e9
+    groups, row_bytes = cfg.prompts_per_batch, (cfg.max_new_tokens + prompt / cfg.group_size) * 2 * layers * kv_heads * head_dim * 2 + 12 * vocabulary
+    update_tokens = groups * (prompt + cfg.group_size * completion)
+    sampled = groups * refill * cfg.group_size * completion
+    compute = sampled / 4300 + 8 * weights * update_tokens / (0.4 * 989e12)                       # seconds on one GPU; 4,300 tokens a second: README
+    print("GPUs | GB of weights, gradients, Adam | GB gathered | rows (GB) | GB gathered a step | GB of gradients | traffic, s | compute, s")
+    for n, bandwidth in ((1, None), (8, 400), (64, 50)):                                          # GB/s: NVLink inside a node, 400 Gb/s network
+        shards, gathered = 16 * weights / n / GB, 2 * weights / GB if n > 1 else 0.0
+        free = memory - shards - gathered
+        rows = max(0, int(free * GB / 2 / row_bytes))
+        batches = -(-update_tokens // (cfg.update_tokens * n))                                     # micro-batches of a rank
+        moved, gradients = (refill * gathered + batches * 2 * gathered, batches * 4 * weights / GB) if n > 1 else (0.0, 0.0)
+        print(f"{n:4} | {shards:6.1f} | {gathered:5.1f} | {rows} ({rows * row_bytes / GB:.0f}) | {moved:.0f} | {gradients:.0f} | "
+              f"{(moved + gradients) / bandwidth if bandwidth else 0:.1f} | {compute / n:.0f}")
+
+
 def main():
-    sections = {f.__name__: f for f in (step, rollout, update, memory, reward, growth)}
+    sections = {f.__name__: f for f in (step, rollout, update, memory, reward, growth, plan)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="*", help=f"some of {', '.join(sections)}; default: all")
     for name in parser.parse_args().sections or sections:
