@@ -47,10 +47,8 @@ SYSTEM = ("You fix a bug in a small Python repository. Tools: list(), search(tex
 # 1. Functions: every line is one operation
 def draw_function(rng, name, helper):
     """(source lines, number of lines of the helper above): two or three lines over two arguments, sometimes with a helper of one operation."""
-    a, b = rng.choice(PARAMS)
+    a, b = rng.choice(PARAMS)                        # in this order always: a letter says which argument it stands for
     c, d = rng.sample(LOCALS, 2)
-    if rng.random() < 0.5:
-        a, b = b, a
     op, k = (lambda: rng.choice("+-*")), (lambda: rng.randint(2, 6))
     compare, extreme = (lambda: rng.choice(("<", ">", "<=", ">="))), (lambda: rng.choice(("min", "max")))
     shape = rng.choice(("chain", "mixed", "extreme", "branch", "helper"))
@@ -322,16 +320,14 @@ def random_edit(example, rng, longest=10):
     name, arguments, want = goal
     (a, b), _ = functions[name]
     think = [f"{name}({arguments[0]}, {arguments[1]}) should be {want}, {a} = {arguments[0]}, {b} = {arguments[1]}"]
-    candidates = [c for c in all_changes(functions, name) if value_of(with_line(functions, *c[:2]), name, arguments) is not None]
-    by_line = {}
-    for candidate in candidates:
-        by_line.setdefault(candidate[0], []).append(candidate)
+    left = {c[:2]: value for c in all_changes(functions, name) if (value := value_of(with_line(functions, *c[:2]), name, arguments)) is not None}
     for _ in range(longest):
-        number = rng.choice([n for n, left in by_line.items() if left])
-        number, new, _ = by_line[number].pop(rng.randrange(len(by_line[number])))
+        right = [c for c, value in left.items() if value == want]
+        number, new = rng.choice(right if right and rng.random() < 0.1 else list(left))            # else it would hardly ever see a yes
+        del left[number, new]
         value, steps = run_by_hand(with_line(functions, number, new), name, arguments)
         think.append(f"{number}|{new} -> {', '.join(steps)}, {'yes' if value == want else 'no'}")
-        if rng.random() < 0.3 or not any(by_line.values()):
+        if rng.random() < 0.25 or not left:
             break
     return "\n".join(think), call_text("edit", path=path, line=number, text=new)
 
@@ -342,7 +338,7 @@ def random_call(example, rng):
     text = example["problem"] + "\n" + "\n".join(m["content"] for m in context)
     names = sorted(set(re.findall(r"\b\w{2,}(?=\()", text)) & set(NAMES))
     paths = sorted(set(re.findall(r"\b\w+\.py", text)))
-    tools = {"list": 1, "search": 1.5, "run_tests": 1, "submit": 0.7, **({"view": 1.5} if paths else {}), **({"edit": 12} if seen_file(context) else {})}
+    tools = {"list": 1, "search": 1.5, "run_tests": 1, "submit": 0.4, **({"view": 1.5} if paths else {}), **({"edit": 12} if seen_file(context) else {})}
     tool = rng.choices(list(tools), list(tools.values()))[0]
     if tool == "edit":
         return random_edit(example, rng)
