@@ -174,7 +174,7 @@ def test_every_flag_in_backticks_is_a_flag_of_some_script():
 def test_the_requirements_and_notebooks_of_the_commands_exist():
     for file in re.findall(r"-r (\S+)", README):
         assert (ROOT / file).is_file(), file
-    assert "--execute --inplace notebooks/*.ipynb" in README and len(NOTEBOOKS) == 4
+    assert "--execute --inplace notebooks/*.ipynb" in README and len(NOTEBOOKS) == 5
 
 
 def test_the_readmes_own_solutions_become_examples(tmp_path, monkeypatch, capsys):
