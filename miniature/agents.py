@@ -4,7 +4,7 @@ A task is a repository of two or three files, an issue such as `cost(3, 4) retur
 decide. The tools are those of 03_rlvr_train.py, the calls have the form of SWE-smith.
 
   base model   can use every tool, copies names and lines exactly, and can compute on scratch paper what a function would return with one line changed. It
-               draws its calls, its changes and the moment when it stops trying at random: it does not know how to find a bug
+               draws its calls, its changes (one in ten the right one) and the moment when it stops at random: it cannot find a bug
   expert       searches the function, views its file, edits the line that is wrong, runs the tests, submits. Its data holds the calls and no scratch paper
   benchmarks   modules (repositories that are in no training data), larger (more files and functions), kinds (a kind of bug that the expert's data does not
                have); each end to end and with the file given (oracle)
