@@ -80,6 +80,6 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute_and_another_number_of_ran
     result = torchrun(tmp_path / "out", "die")
     assert result.returncode != 0 and "SIGKILL" in result.stderr or "exitcode  : -9" in result.stderr
     log = [json.loads(line) for line in (tmp_path / "out-whole/log.jsonl").read_text().splitlines()]
-    assert 0 < log[-1]["step"] < 10 and time.time() - begun < 300
+    assert 0 < log[-1]["step"] < 10 and time.time() - begun < 60
     ranks.run(*ranks.small(tmp_path / "out-whole"))
     assert_same_run(tmp_path / "out-whole", one)
