@@ -3,13 +3,14 @@
 A task is a repository of two or three files, an issue such as `cost(3, 4) returns 12 but should return 7.`, visible tests for the agent and hidden ones that
 decide. The tools are those of 03_rlvr_train.py, the calls have the form of SWE-smith.
 
-  base model   can use every tool, copies names and lines exactly, and can compute on scratch paper what a function would return with one line changed. It
-               draws its calls, its changes (one in ten the right one) and the moment when it stops at random: it cannot find a bug
+  base model   can use every tool, copies names and lines exactly, and can compute on scratch paper what a function would return with one line changed, one
+               change after the other. It draws its calls, the change it begins with and the one it ends with at random: it cannot find a bug
   expert       searches the function, views its file, edits the line that is wrong, runs the tests, submits. Its data holds the calls and no scratch paper
   benchmarks   modules (repositories that are in no training data), larger (more files and functions), kinds (a kind of bug that the expert's data does not
                have); each end to end and with the file given (oracle)
 
-Names say nothing about what a function should do, so an edit can be found by trying and not by recognising it.
+Names say nothing about what a function should do, and code with a bug looks like code without (every variable is used, every order and every constant is
+as likely), so an edit can be found by trying and not by recognising it.
 
 in:      nothing
 out:     miniature/agents/expert.jsonl, miniature/agents/benchmarks/*.jsonl, miniature/agents/base/ (config, tokenizer, safetensors)
@@ -35,10 +36,9 @@ NAMES = ("area beam bill bonus cargo cash cost count debt depth drift duty fare 
          "pace pay phase pitch pool price quota range rank rate ratio rent score share size slope speed stake stock sum tax toll total trend value wage "
          "width yield").split()
 FILES = "alpha bank core desk farm grid hub lab mill north order plan port shop store unit yard zone".split()
-LOCALS, PARAMS = "cdtu", ("ab", "xy", "mn", "pq")
+LOCALS, PARAMS, CONSTANTS = "cdtu", ("ab", "xy", "mn", "pq"), range(2, 16)
 KINDS = ("operator", "comparison", "off by one", "wrong variable", "swapped arguments", "wrong constant")
 NEW_KIND = "wrong constant"         # in the benchmark `kinds` and in no trajectory
-LIMIT = 99                          # no number in the world is larger
 SIZES = {"modules": 120, "larger": 60, "kinds": 60, "expert": 660}      # tasks, in the order in which they are drawn
 SYSTEM = ("You fix a bug in a small Python repository. Tools: list(), search(text), view(path), edit(path, line, text), run_tests(), submit().\n"
           "A call has this form:\n<function=view>\n<parameter=path>name.py</parameter>\n</function>")
@@ -46,23 +46,31 @@ SYSTEM = ("You fix a bug in a small Python repository. Tools: list(), search(tex
 
 # 1. Functions: every line is one operation
 def draw_function(rng, name, helper):
-    """(source lines, number of lines of the helper above): two or three lines over two arguments, sometimes with a helper of one operation."""
-    a, b = rng.choice(PARAMS)                        # in this order always: a letter says which argument it stands for
-    c, d = rng.sample(LOCALS, 2)
-    op, k = (lambda: rng.choice("+-*")), (lambda: rng.randint(2, 6))
-    compare, extreme = (lambda: rng.choice(("<", ">", "<=", ">="))), (lambda: rng.choice(("min", "max")))
-    shape = rng.choice(("chain", "mixed", "extreme", "branch", "helper"))
-    above, bodies = [], {
-        "chain": lambda: [f"{c} = {a} {op()} {b}", f"return {c} {op()} {k()}"],
-        "mixed": lambda: [f"{c} = {a} {op()} {k()}", f"return {c} {op()} {b}"],
-        "extreme": lambda: [f"{c} = {extreme()}({a}, {b})", f"return {c} {op()} {rng.choice((str(k()), a))}"],
-        "branch": lambda: [f"if {a} {compare()} {b}:", f"    return {a} {op()} {k()}", f"return {b} {op()} {rng.choice((str(k()), a))}"],
-        "helper": lambda: [f"{c} = {helper}({a}, {b})", f"return {c} {op()} {rng.choice((str(k()), b))}"],
-    }
-    if shape == "helper":
-        x, y = rng.choice([p for p in PARAMS if a not in p])
-        above = [f"def {helper}({x}, {y}):", f"    return {x} - {y}" if rng.random() < 0.7 else f"    return {y} {op()} {k()}"]
-    return above + [f"def {name}({a}, {b}):"] + [f"    {line}" for line in bodies[shape]()], len(above)
+    """(source lines, number of lines of the helper above): two or three lines over two arguments, sometimes with a helper of one operation.
+
+    Arguments alone are multiplied, so no number has three digits.
+    """
+    (a, b), c = rng.choice(PARAMS), rng.choice(LOCALS)
+    x, y = rng.choice([pair for pair in PARAMS if a not in pair])
+
+    def operation(one, other, form):
+        """Two operands in either order; form: "+-", "+-*", "<>", a function's name."""
+        u, v = rng.sample((one, other), 2)
+        if form.isalpha():
+            return f"{form}({u}, {v})"
+        return f"{u} {rng.choice(form)}{rng.choice(('', '=')) if form == '<>' else ''} {v}"
+
+    first = {"chain": "+-*", "extreme": rng.choice(("min", "max")), "helper": helper}
+    shape = rng.choice((*first, "mixed", "branch"))
+    constant, other = rng.choice(CONSTANTS), rng.choice((a, b))
+    if shape == "branch":
+        body = [f"if {operation(a, b, '<>')}:", f"    return {operation(other, constant, '+-')}", f"return {operation(a, b, '+-*')}"]
+    elif shape == "mixed":
+        body = [f"{c} = {operation(other, constant, '+-')}", f"return {operation(c, a if other == b else b, '+-')}"]
+    else:
+        body = [f"{c} = {operation(a, b, first[shape])}", f"return {operation(c, rng.choice((constant, constant, other)), '+-')}"]
+    above = [f"def {helper}({x}, {y}):", f"    return {operation(x, y, '+-*')}"] if shape == "helper" else []
+    return above + [f"def {name}({a}, {b}):"] + [f"    {line}" for line in body], len(above)
 
 
 def functions_in(numbered):
@@ -77,8 +85,8 @@ def functions_in(numbered):
     return found
 
 
-class OutOfRange(Exception):
-    """A number larger than LIMIT, or a line that is none of this world."""
+class Foreign(Exception):
+    """A line that is none of this world."""
 
 
 @lru_cache(maxsize=1 << 16)
@@ -100,7 +108,7 @@ def run_by_hand(functions, name, arguments):
         try:
             u, v = (int(t) if t.isdigit() else known[t] for t in (m[4] or m[6], m[5] or m[8]))
         except (TypeError, KeyError):
-            raise OutOfRange(line) from None
+            raise Foreign(line) from None
         symbols = line.strip().removeprefix("return ")
         if m[1] == "if ":
             holds = {"<": u < v, ">": u > v, "<=": u <= v, ">=": u >= v}[m[7]]
@@ -111,25 +119,23 @@ def run_by_hand(functions, name, arguments):
             value, text = (min if m[3] == "min" else max)(u, v), f"{m[3]}({u}, {v})"
         elif m[3]:
             if m[3] not in functions or m[3] == name:
-                raise OutOfRange(line)
+                raise Foreign(line)
             value, inner = run_by_hand(functions, m[3], (u, v))
             text = f"{m[3]}({u}, {v}) = {inner[0].rpartition(' = ')[0]}"
         else:
             value, text = {"+": u + v, "-": u - v, "*": u * v}[m[7]], f"{u} {m[7]} {v}"
-        if abs(value) > LIMIT:
-            raise OutOfRange(line)
         steps.append(f"{symbols} = {text} = {value}")
         if not m[2]:
             return value, steps
         known[m[2]] = value
-    raise OutOfRange("no return")
+    raise Foreign("no return")
 
 
 def value_of(functions, name, arguments):
-    """What the function returns, None where that is out of range."""
+    """What the function returns, None where a line is none of this world."""
     try:
         return run_by_hand(functions, name, arguments)[0]
-    except OutOfRange:
+    except Foreign:
         return None
 
 
@@ -147,7 +153,8 @@ def changes(line, scope):
 
     for i, part in enumerate(parts):
         if part in "+-*":
-            put(i, *("+-*".replace(part, "")), kind="operator")
+            arguments = all(rest[j].isalpha() and rest[j] not in LOCALS for j in (0, -1))
+            put(i, *("+-*" if arguments else "+-").replace(part, ""), kind="operator")
         elif part in ("min", "max"):
             put(i, "max" if part == "min" else "min", kind="operator")
         elif part[0] in "<>":
@@ -155,23 +162,33 @@ def changes(line, scope):
             put(i, *(o for o in ("<", ">", "<=", ">=") if o[0] != part[0] and len(o) == len(part)), kind="comparison")
         elif part.isdigit():
             for kind, step in (("off by one", 1), ("wrong constant", 2)):
-                put(i, *(str(int(part) + s) for s in (-step, step) if 1 <= int(part) + s <= 8), kind=kind)
+                put(i, *(str(int(part) + s) for s in (-step, step) if int(part) + s in CONSTANTS), kind=kind)
         elif len(part) == 1 and part.isalpha():
             put(i, *(name for name in scope if name != part), kind="wrong variable")
-    if m := re.fullmatch(r"(\w)( - |, )(\w)(\)?)", rest[rest.find("(") + 1:]):
+    if m := re.fullmatch(r"(\w+)( - |, )(\w+)(\)?)", rest[rest.find("(") + 1:]):
         if not re.match("min|max", rest):
             found.setdefault(f"{head}{rest[:rest.find('(') + 1]}{m[3]}{m[2]}{m[1]}{m[4]}", "swapped arguments")
     return found
 
 
+def all_used(parameters, body):
+    """Whether every argument and every variable stands in an expression."""
+    names, expressions = set(parameters), ""
+    for _, line in body:
+        head, _, rest = line.rpartition(" = ")
+        names |= set(head.split())
+        expressions += " " + rest
+    return names <= set(re.findall(r"\w+", expressions))
+
+
 def all_changes(functions, name):
-    """[(line number, changed line, kind)] of a function and the helper that it calls."""
+    """[(line number, changed line, kind)] of a function and the helper that it calls, in the order of the lines, that leave every variable used."""
     found = []
     for f, (parameters, body) in functions.items():
         if f == name or any(re.search(rf"\b{f}\(", line) for _, line in functions[name][1]):
             scope = list(parameters)
             for number, line in body:
-                found += [(number, new, kind) for new, kind in changes(line, scope).items()]
+                found += [(number, new, kind) for new, kind in changes(line, scope).items() if all_used(*with_line(functions, number, new)[f])]
                 if m := re.match(r"\s*(\w) = ", line):
                     scope.append(m[1])
     return found
@@ -308,26 +325,24 @@ def complaint(text):
     return (call[1], (int(call[2]), int(call[3])), int(want[1])) if call and want else None
 
 
-def random_edit(example, rng, longest=10):
-    """(think, call) of an edit: changes are tried on paper, drawn at random, and the last one tried is written, whatever came out of it."""
+def random_edit(example, rng, stop=0.15):
+    """(think, call) of an edit: changes are tried on paper, from a random one on in the order of the lines, and the last one is written, whatever came out."""
     path, numbered = seen_file(example["context"])
     functions = functions_in(numbered)
     sources = [example["problem"]] + [m["content"] for m in example["context"] if "should return" in m["content"]]
     goal = complaint(rng.choice(sources))
     if goal is None or goal[0] not in functions:
         number, new, _ = rng.choice([c for f in functions for c in all_changes({f: functions[f]}, f)])
-        return f"I could change line {number}.", call_text("edit", path=path, line=number, text=new)
+        return f"I could edit line {number}.", call_text("edit", path=path, line=number, text=new)
     name, arguments, want = goal
     (a, b), _ = functions[name]
-    think = [f"{name}({arguments[0]}, {arguments[1]}) should be {want}, {a} = {arguments[0]}, {b} = {arguments[1]}"]
-    left = {c[:2]: value for c in all_changes(functions, name) if (value := value_of(with_line(functions, *c[:2]), name, arguments)) is not None}
-    for _ in range(longest):
-        right = [c for c, value in left.items() if value == want]
-        number, new = rng.choice(right if right and rng.random() < 0.1 else list(left))            # else it would hardly ever see a yes
-        del left[number, new]
+    think = [f"I could edit. {name}({arguments[0]}, {arguments[1]}) should be {want}, {a} = {arguments[0]}, {b} = {arguments[1]}"]
+    order = [(number, new) for number, new, _ in all_changes(functions, name)]
+    begin = rng.randrange(len(order))
+    for number, new in order[begin:] + order[:begin]:
         value, steps = run_by_hand(with_line(functions, number, new), name, arguments)
         think.append(f"{number}|{new} -> {', '.join(steps)}, {'yes' if value == want else 'no'}")
-        if rng.random() < 0.25 or not left:
+        if rng.random() < stop:
             break
     return "\n".join(think), call_text("edit", path=path, line=number, text=new)
 
@@ -338,7 +353,7 @@ def random_call(example, rng):
     text = example["problem"] + "\n" + "\n".join(m["content"] for m in context)
     names = sorted(set(re.findall(r"\b\w{2,}(?=\()", text)) & set(NAMES))
     paths = sorted(set(re.findall(r"\b\w+\.py", text)))
-    tools = {"list": 1, "search": 1.5, "run_tests": 1, "submit": 0.4, **({"view": 1.5} if paths else {}), **({"edit": 12} if seen_file(context) else {})}
+    tools = {"list": 1, "search": 1.5, "run_tests": 3, "submit": 0.5, **({"view": 1.5} if paths else {}), **({"edit": 7} if seen_file(context) else {})}
     tool = rng.choices(list(tools), list(tools.values()))[0]
     if tool == "edit":
         return random_edit(example, rng)
@@ -426,7 +441,7 @@ def check_calls(model, tokenizer, held_out, seed, num=400):
                 if goal and goal[0] in functions and f"{goal[0]}({goal[1][0]}, {goal[1][1]}) should be {goal[2]}," in think:
                     try:
                         value, steps = run_by_hand(with_line(functions, int(m[1]), m[2]), *goal[:2])
-                    except OutOfRange:
+                    except Foreign:
                         value, steps = None, []
                     counts["computed"] += f"{', '.join(steps)}, {'yes' if value == goal[2] else 'no'}" == f"{m[3]}, {m[4]}"
                     break
