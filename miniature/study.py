@@ -8,7 +8,7 @@ out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, fig
 command: python miniature/study.py                       # 2 CPU cores, about 3 h
          python miniature/study.py --seeds 0 --methods base srl
          python miniature/study.py --world agents        # the agents: results/agents, the second table in README.md
-         python miniature/study.py --tune                # the learning rates on the validation problems, about 1 h
+         python miniature/study.py --tune                # the learning rates on the validation problems, about 1 h; with --world agents half of it
          python miniature/study.py --table               # table, figure and README again from results/, seconds
 """
 import argparse
@@ -51,8 +51,9 @@ WORLDS = {
                          "sft_outline": ("02_srl_train.py", *RECIPE, "--method", "sft")}},
 }
 # learning rates tried by --tune; RLVR from base has nothing to learn from at any
-GRID = {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "sft_reasoning": ("1e-3", "3e-3"),
-        "sft_student": ("3e-4", "1e-3", "3e-3"), "rejection": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("5e-5", "1e-4", "2e-4")}
+GRID = {"equations": {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "sft_reasoning": ("1e-3", "3e-3"),
+                      "sft_student": ("3e-4", "1e-3", "3e-3"), "rejection": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("5e-5", "1e-4", "2e-4")},
+        "agents": {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("5e-5", "1e-4", "2e-4")}}
 TUNE_SEED = 100     # a seed of its own: no run of the table was looked at to choose
 
 
@@ -99,27 +100,27 @@ def job(method, seed, args):
 
 
 def tune(args):
-    """Every learning rate of the grid, judged on the validation examples; the table goes to results/tuning.json."""
-    here = ROOT / "runs/study/tune"
-    run(["01_segment.py", "--out", here / "data"], here / "segment.log")
+    """Every learning rate of the world's grid, judged on the validation examples; the table goes to results/tuning.json or tuning_agents.json."""
+    world, grid = WORLDS[args.world], GRID[args.world]
+    here = ROOT / world["runs"] / "tune"
+    run(["01_segment.py", *world["segment"], "--out", here / "data"], here / "segment.log")
 
     def one(method, rate):
         out = here / f"{method}-{rate}"
+        start = here / f"srl-{srl_rate}/model" if method == "srl_rlvr" else ROOT / world["base"]
         flags = ["--data", here / "data", "--out", out, "--seed", TUNE_SEED, "--learning_rate", rate]
-        if method == "srl_rlvr":
-            flags += ["--model", here / f"srl-{srl_rate}/model"]
-        run([*TRAIN[method], *flags], here / f"{method}-{rate}.log")
+        run([*world["train"][method], *flags, *([] if method == "rejection" else ["--model", start])], here / f"{method}-{rate}.log")
         log = (out / "log.jsonl") if method != "rejection" else sorted(out.glob("round*/log.jsonl"))[-1]
         best = max((line["val_exact"], line["val_reward"]) for line in map(json.loads, log.read_text().splitlines()) if "val_exact" in line)
         print(f"{method} {rate}: exact {best[0]:.1%}, reward {best[1]:.3f}", flush=True)
         return {"method": method, "learning_rate": rate, "val_exact": best[0], "val_reward": best[1]}
 
     with ThreadPoolExecutor(args.workers) as pool:
-        rows = list(pool.map(lambda job: one(*job), [(m, rate) for m in GRID if m != "srl_rlvr" and m in args.methods for rate in GRID[m]]))
+        rows = list(pool.map(lambda job: one(*job), [(m, rate) for m in grid if m != "srl_rlvr" and m in args.methods for rate in grid[m]]))
         if "srl_rlvr" in args.methods:
             srl_rate = max((row for row in rows if row["method"] == "srl"), key=lambda row: row["val_exact"])["learning_rate"]
-            rows += pool.map(lambda rate: one("srl_rlvr", rate), GRID["srl_rlvr"])
-    path = args.results.parent / "tuning.json"
+            rows += pool.map(lambda rate: one("srl_rlvr", rate), grid["srl_rlvr"])
+    path = args.results.parent / ("tuning.json" if args.world == "equations" else f"tuning_{args.world}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"seed": TUNE_SEED, "runs": rows}, indent=1) + "\n")
     print(path)
