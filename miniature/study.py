@@ -8,7 +8,7 @@ out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, fig
 command: python miniature/study.py                       # 2 CPU cores, about 3 h
          python miniature/study.py --seeds 0 --methods base srl
          python miniature/study.py --world agents        # the agents: results/agents, the second table in README.md
-         python miniature/study.py --tune                # the learning rates on the validation problems, about 1 h; with --world agents half of it
+         python miniature/study.py --tune                # the learning rates on the validation problems, about 1 h; with --world agents the agents'
          python miniature/study.py --table               # table, figure and README again from results/, seconds
 """
 import argparse
