@@ -124,7 +124,7 @@ PAPER = {
 # --recipe agents. The miniature's second world; see 03 for its tools
 AGENTS = {"model": str(HERE / "miniature/agents/base"), "data": str(HERE / "runs/agents/data"), "max_new_tokens": 500}
 RECIPES = {"paper": PAPER, "agents": {
-    "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl"), "rollouts": 24_000},
+    "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl"), "rollouts": 36_000},
     "sft": {**AGENTS, "out": str(HERE / "runs/agents/sft_outline"), "learning_rate": 3e-3},
 }}
 
@@ -374,7 +374,7 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
     of size tokens x vocabulary stays alive.
     """
     device = policy.device
-    pass_tokens = 750 if device.type == "cpu" else 4000                                           # about as many activations as a core's cache holds
+    pass_tokens = 750 if device.type == "cpu" else 16_000                                          # about as many activations as a core's cache holds
     if isinstance(policy, FSDPModule):                                                            # every rank has to make as many passes: two
         pass_tokens = math.inf
     completions = [(n, completion) for n, (_, group) in enumerate(groups) for completion in group]
@@ -438,9 +438,10 @@ class SharedPromptCache:
     """
 
     def __init__(self, policy):
-        self.policy, self.room, self.prompts, self.own, self.reading = policy, 0, {}, {}, None
+        self.policy, self.room, self.prompts, self.own, self.reading, self.graph = policy, 0, {}, {}, None, None
         self.seen = torch.zeros(0, 0, dtype=torch.bool, device=policy.device)                     # (P, T), False at padding
         self.group = self.length = torch.zeros(0, dtype=torch.long, device=policy.device)
+        self.static = policy.device.type == "cuda" and not isinstance(policy, FSDPModule)         # tensors of a step stay where they are, for `replay`
 
     def update(self, key, value, layer, *args, **kwargs):
         """Called by every layer with its new keys and values; returns those to look at."""
@@ -495,7 +496,7 @@ class SharedPromptCache:
 
     def arrange(self):
         """Give each row its place beside the others of its group."""
-        self.row = torch.arange(len(self.group), device=self.group.device)
+        self.row, self.graph, self.alike = torch.arange(len(self.group), device=self.group.device), None, 0
         counts = torch.bincount(self.group, minlength=len(self.seen))
         self.width = int(counts.max()) if len(counts) else 0
         self.place = self.group * self.width + self.row - (counts.cumsum(0) - counts)[self.group]
@@ -505,19 +506,39 @@ class SharedPromptCache:
         self.begins = self.seen.sum(1)[self.group]                                                # (B,) the position of a row's first own token
 
     def step(self, token):
-        """Decode token (B,). Returns the hidden states (B, D)."""
+        """Decode token (B,). Returns the hidden states (B, D), which the next step may overwrite."""
         first, last = int(self.length.min()), int(self.length.max())
-        self.used, self.hide_future = last + 1, None
-        if self.used > self.room:
-            self.room += 32
+        if last == self.room:
+            self.room, self.graph, self.alike = self.room + 32, None, 0
             self.own = {layer: [torch.nn.functional.pad(t, [0, 0, 0, 32]) for t in pair] for layer, pair in self.own.items()}
-        if first < last:                                                                          # rows that came later have written less
-            future = torch.arange(self.used, device=token.device) > self.length[:, None]
-            self.hide_future = additive(~future, self.policy.dtype)[:, None, None]
-        hidden = self.policy.base_model(input_ids=token[:, None], attention_mask=self.hide_padding, position_ids=(self.begins + self.length)[:, None],
-                                        past_key_values=self, use_cache=True, shared_prompts=self).last_hidden_state[:, -1]
-        self.length = self.length + 1
+        self.used, self.even = (self.room, False) if self.static else (last + 1, first == last)
+        hidden = self.replay(token) if self.static and token.is_cuda else self.decode(token)
+        self.length.add_(1)
         return hidden
+
+    def decode(self, token):
+        self.hide_future = None
+        if not self.even:                                                                         # some rows have written less than there are columns
+            self.hide_future = additive(torch.arange(self.used, device=token.device) <= self.length[:, None], self.policy.dtype)[:, None, None]
+        return self.policy.base_model(input_ids=token[:, None], attention_mask=self.hide_padding, position_ids=(self.begins + self.length)[:, None],
+                                      past_key_values=self, use_cache=True, shared_prompts=self).last_hidden_state[:, -1]
+
+    def replay(self, token):
+        """decode() with its kernels launched together: one by one, a GPU waits longer for the launches than it computes.
+
+        They are recorded (a CUDA graph) at the second step with the same rows and room, and sent again while both stay.
+        """
+        self.alike += 1
+        if self.alike == 1:
+            self.graph = self.hidden = None
+            return self.decode(token)
+        if self.graph is None:
+            self.graph, self.token = torch.cuda.CUDAGraph(), token.clone()
+            with torch.cuda.graph(self.graph):
+                self.hidden = self.decode(self.token)
+        self.token.copy_(token)
+        self.graph.replay()
+        return self.hidden
 
 
 def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):

@@ -220,7 +220,7 @@ def plan(weights=7.6e9, layers=28, kv_heads=4, head_dim=128, vocabulary=152_064,
     groups, row_bytes = cfg.prompts_per_batch, (cfg.max_new_tokens + prompt / cfg.group_size) * 2 * layers * kv_heads * head_dim * 2 + 12 * vocabulary
     update_tokens = groups * (prompt + cfg.group_size * completion)
     sampled = groups * refill * cfg.group_size * completion
-    compute = sampled / 4300 + 8 * weights * update_tokens / (0.4 * 989e12)                       # seconds on one GPU; 4,300 tokens a second: README
+    compute = sampled / 9900 + update_tokens / 7558                                               # seconds on one H200, measured: bench_gpu.py
     print("GPUs | GB of weights, gradients, Adam | GB gathered | rows (GB) | GB gathered a step | GB of gradients | traffic, s | compute, s")
     for n, bandwidth in ((1, None), (8, 400), (64, 50)):                                          # GB/s: NVLink inside a node, 400 Gb/s network
         shards, gathered = 16 * weights / n / GB, 2 * weights / GB if n > 1 else 0.0

@@ -154,3 +154,28 @@ def test_an_episode_goes_on_until_extend_returns_none(srl, tiny, tokenizer, exam
     (group,) = srl.play(tiny, tokenizer, [example], 3, srl.srl_prompt, extend, cfg)
     assert [len(e.turns) for e in group] == [3, 3, 3] and all(e.example["partial"].endswith("x\nx\n") for e in group)
     assert len(srl.play(tiny, tokenizer, [example], 1, srl.srl_prompt, lambda e, c: e, cfg)[0][0].turns) == 4   # max_turns
+
+
+def test_steps_whose_tensors_stay_in_place_as_on_a_gpu_write_the_same(srl, tiny, tokenizer, monkeypatch):
+    def sample():
+        torch.manual_seed(0)
+        return srl.generate(tiny, tokenizer, PROMPTS, 4, max_new_tokens=40, max_rows=8)
+    ours, init = sample(), srl.SharedPromptCache.__init__
+
+    def static(self, policy):
+        init(self, policy)
+        self.static = True
+    monkeypatch.setattr(srl.SharedPromptCache, "__init__", static)
+    fixed = sample()
+    assert fixed.completions == ours.completions
+    torch.testing.assert_close(torch.tensor(sum(fixed.logprobs, [])), torch.tensor(sum(ours.logprobs, [])), atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_steps_on_a_gpu_write_what_the_cpu_writes(srl, tokenizer):
+    policy, _ = srl.load_policy(str(srl.HERE / "miniature/base"))
+    uniforms = torch.rand(16, 40)
+    ours = srl.generate(policy, tokenizer, PROMPTS, 4, max_new_tokens=40, max_rows=8, uniforms=uniforms)
+    fast = srl.generate(policy.cuda(), tokenizer, PROMPTS, 4, max_new_tokens=40, max_rows=8, uniforms=uniforms)
+    assert fast.completions == ours.completions
+    torch.testing.assert_close(torch.tensor(sum(fast.logprobs, [])), torch.tensor(sum(ours.logprobs, [])), atol=1e-4, rtol=0)
