@@ -470,7 +470,12 @@ def judge_calls(turns, problem):
 
 
 def agent_reward(completion, example):
-    """1 where the last call submits and the hidden tests pass on the files as they then are, else 0."""
+    """1 where the last call submits and the hidden tests pass on the files as they then are, -1 where it is no call of a tool, else 0.
+
+    Thoughts that find no end would else cost less than a wrong patch: the loss is a mean over tokens, and they have the most.
+    """
+    if (segmentation.parse_call(srl.action_of(completion)) or ("",))[0] not in TOOLS:
+        return -1.0
     return float(next_call(example, completion) is None and not failed_tests(example["files"], example["hidden"]))
 
 
