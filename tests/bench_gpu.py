@@ -124,7 +124,8 @@ def rollout(sizes=(128, 384, 1024)):
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 seconds, tokens = timed(lambda way=way, prompts=prompts: way(prompts))
-                print(f"{rows:5} rows, {name:10}: {seconds:6.2f} s, {tokens / seconds:7,.0f} tokens/s, {1000 * seconds / COMPLETION:5.1f} ms a step with all else, "
+                print(f"{rows:5} rows, {name:10}: {seconds:6.2f} s, {tokens / seconds:7,.0f} tokens/s, "
+                      f"{1000 * seconds / COMPLETION:5.1f} ms a step with all else, "
                       f"at least {1000 * least_step(model, rows):.1f}; peak {torch.cuda.max_memory_allocated() / 1e9:.0f} GB", flush=True)
 
 
@@ -160,7 +161,8 @@ def update():
         prompt, group = group_of(rng, P, R)
         shared = median_time(lambda prompt=prompt, group=group: gradient([[(prompt, group)]]))
         unshared = median_time(lambda prompt=prompt, group=group: gradient([[(prompt, [completion])] for completion in group]))
-        print(f"P {P:5}, R {R:4}: shared {shared:.3f} s, unshared {unshared:.3f} s; ratio {unshared / shared:.1f}, of tokens {8 * (P + R) / (P + 8 * R):.1f}", flush=True)
+        print(f"P {P:5}, R {R:4}: shared {shared:.3f} s, unshared {unshared:.3f} s; ratio {unshared / shared:.1f}, "
+              f"of tokens {8 * (P + R) / (P + 8 * R):.1f}", flush=True)
     with_checkpoints(model)
     groups = [group_of(rng, PROMPT, COMPLETION) for _ in range(5)]
     torch.cuda.reset_peak_memory_stats()
@@ -191,7 +193,8 @@ def memory():
         before = torch.cuda.memory_allocated()
         way()
         peaks.append((torch.cuda.max_memory_allocated() - before) / 1e9)
-    print(f"8 completions of 2,000 tokens, prompt {PROMPT}, vocabulary {VOCABULARY}: ours {peaks[0]:.2f} GB, plain {peaks[1]:.2f} GB; ratio {peaks[1] / peaks[0]:.1f}")
+    print(f"8 completions of 2,000 tokens, prompt {PROMPT}, vocabulary {VOCABULARY}: "
+          f"ours {peaks[0]:.2f} GB, plain {peaks[1]:.2f} GB; ratio {peaks[1] / peaks[0]:.1f}")
     random_model.cache_clear()
 
 
@@ -215,7 +218,8 @@ def step():
     for name in ("first", "second"):
         rolled, updated, tokens, stats = one_step(model, optimizer, cfg, [draw(rng, PROMPT) for _ in range(32)])
         print(f"{name} step, 32 prompts x 8: rollout {rolled:.1f} s ({tokens / rolled:,.0f} tokens/s), update {updated:.1f} s "
-              f"({tokens / updated:,.0f} tokens/s), largest difference of log-probabilities {stats['mismatch']:.3f}; peak {srl.peak_gb('cuda'):.0f} GB", flush=True)
+              f"({tokens / updated:,.0f} tokens/s), largest difference of log-probabilities {stats['mismatch']:.3f}; "
+              f"peak {srl.peak_gb('cuda'):.0f} GB", flush=True)
     random_model.cache_clear()
 
 
@@ -236,16 +240,19 @@ def trl():
         prompts = [[*prompt, 5 + i] for i in range(P)]                                             # P different ones: equal prompts would be read once
         parts = [one_step(policy, optimizer, cfg, prompts) for _ in range(steps + 1)][1:]
         ours = sum(a + b for a, b, *_ in parts) / steps
-        print(f"ours: {ours:.2f} s a step of {P} prompts of {len(prompt)} tokens x {G} completions of {length}, rollout {sum(p[0] for p in parts) / steps:.2f} s", flush=True)
+        print(f"ours: {ours:.2f} s a step of {P} prompts of {len(prompt)} tokens x {G} completions of {length}, "
+              f"rollout {sum(p[0] for p in parts) / steps:.2f} s", flush=True)
         ends = []
 
         class Clock(TrainerCallback):
             def on_step_end(self, *args, **kwargs):
                 ends.append(time.perf_counter())
         trainer = GRPOTrainer(folder, lambda completions, **kwargs: [random.random() for _ in completions], train_dataset=data, processing_class=tokenizer,
-                              args=GRPOConfig(output_dir=folder, bf16=DEVICE == "cuda", use_cpu=DEVICE == "cpu", per_device_train_batch_size=P, gradient_accumulation_steps=G, num_generations=G,
+                              args=GRPOConfig(output_dir=folder, bf16=DEVICE == "cuda", use_cpu=DEVICE == "cpu", per_device_train_batch_size=P,
+                                              gradient_accumulation_steps=G, num_generations=G,
                                               max_completion_length=length, learning_rate=5e-7, beta=0.0, max_steps=steps + 1, save_strategy="no",
-                                              report_to="none", disable_tqdm=True, gradient_checkpointing=False, model_init_kwargs={"dtype": "bfloat16"}), callbacks=[Clock()])
+                                              report_to="none", disable_tqdm=True, gradient_checkpointing=False,
+                                              model_init_kwargs={"dtype": "bfloat16"}), callbacks=[Clock()])
         trainer.train()
     theirs = sum(b - a for a, b in itertools.pairwise(ends)) / steps
     print(f"TRL:  {theirs:.2f} s a step; ratio {theirs / ours:.1f}")
