@@ -124,7 +124,7 @@ PAPER = {
 # --recipe agents. The miniature's second world; see 03 for its tools
 AGENTS = {"model": str(HERE / "miniature/agents/base"), "data": str(HERE / "runs/agents/data"), "max_new_tokens": 500}
 RECIPES = {"paper": PAPER, "agents": {
-    "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl"), "rollouts": 36_000},
+    "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl")},
     "sft": {**AGENTS, "out": str(HERE / "runs/agents/sft_outline"), "learning_rate": 3e-3},
 }}
 
