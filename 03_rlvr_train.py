@@ -51,7 +51,7 @@ PAPER = {**srl.PAPER["srl"], "prompts_per_batch": 128, "mode": "single", "model"
          "out": str(srl.HERE / "runs/paper_srl_rlvr"), "rollouts": 240_000, "max_new_tokens": 4096}
 RECIPES = {"paper": {"srl": PAPER}, "agents": {"srl": {
     **srl.AGENTS, "mode": "agent", "model": str(srl.HERE / "runs/agents/srl/model"), "out": str(srl.HERE / "runs/agents/srl_rlvr"),
-    "max_turns": 12, "rollouts": 24_000}}}
+    "max_turns": 12, "prompts_per_batch": 8, "learning_rate": 3e-4, "loss_mean": "token", "rollouts": 24_000}}}
 
 
 # 1. Prompt
@@ -470,10 +470,7 @@ def judge_calls(turns, problem):
 
 
 def agent_reward(completion, example):
-    """1 where the last call submits and the hidden tests pass on the files as they then are, -1 where it is no call of a tool, else 0.
-
-    Thoughts that find no end would else cost less than a wrong patch: the loss is a mean over tokens, and they have the most.
-    """
+    """1 where the last call submits and the hidden tests pass on the files as they then are, -1 where it is no call of a tool, else 0."""
     if (segmentation.parse_call(srl.action_of(completion)) or ("",))[0] not in TOOLS:
         return -1.0
     return float(next_call(example, completion) is None and not failed_tests(example["files"], example["hidden"]))

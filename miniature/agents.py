@@ -5,8 +5,7 @@ decide. The tools are those of 03_rlvr_train.py, the calls have the form of SWE-
 
   base model   can use every tool, copies names and lines exactly, and can compute on scratch paper what a function would return with one line changed, one
                change after the other. It draws its calls, the change it begins with and the one it ends with at random: it cannot find a bug
-  expert       runs the tests, searches the function, views its file, edits the line that is wrong, runs the tests again, submits. Its data holds the calls
-               and no scratch paper
+  expert       searches the function, views its file, edits the line that is wrong, runs the tests, submits. Its data holds the calls and no scratch paper
   benchmarks   modules (repositories that are in no training data), larger (more files and functions), kinds (a kind of bug that the expert's data does not
                have); each end to end and with the file given (oracle)
 
@@ -269,11 +268,10 @@ def call_text(tool, **arguments):
 
 def expert_calls(task):
     edit = call_text("edit", path=task["path"], line=task["line"], text=task["fixed"])
-    return [call_text("run_tests"), call_text("search", text=task["name"]), call_text("view", path=task["path"]), edit, call_text("run_tests"),
-            call_text("submit")]
+    return [call_text("search", text=task["name"]), call_text("view", path=task["path"]), edit, call_text("run_tests"), call_text("submit")]
 
 
-PROSE = ("First I see it fail.", "I look where the function is.", "Now the file.", "This line is wrong.", "The tests should pass now.", "It is fixed.")
+PROSE = ("I look where the function is.", "Now the file.", "This line is wrong.", "The tests should pass now.", "It is fixed.")
 
 
 def trajectory(task):
@@ -304,7 +302,7 @@ def make_tasks(seed):
             continue
         sets[name] = [{"id": t["id"], "problem": t["problem"], "system": SYSTEM, "context": [], **{k: t[k] for k in ("files", "visible", "hidden", "kind")}}
                       for t in tasks]
-        sets[f"{name}_oracle"] = [{**record, "context": rlvr.next_call({**t, "context": []}, expert_calls(t)[2])["context"]}
+        sets[f"{name}_oracle"] = [{**record, "context": rlvr.next_call({**t, "context": []}, expert_calls(t)[1])["context"]}
                                   for record, t in zip(sets[name], tasks, strict=True)]
     return sets, seen
 
@@ -384,10 +382,10 @@ def draw_state(rng, held_out):
     example = {**task, "context": []}
     way = rng.random()
     if way < 0.5:                       # the expert's way, most often up to the view; the next call is random all the same
-        for call in expert_calls(task)[:rng.choice((0, 1, 2, 3, 3, 3, 4, 5))]:
+        for call in expert_calls(task)[:rng.choice((0, 1, 2, 2, 2, 3, 4))]:
             example = rlvr.next_call(example, call)
     elif way < 0.65:                    # the file is given
-        example = rlvr.next_call(example, expert_calls(task)[2])
+        example = rlvr.next_call(example, expert_calls(task)[1])
     elif way < 0.8:                     # a wrong edit, a failed test, another look
         for tool in ("view", "edit", "run_tests", "view")[:rng.choice((2, 3, 4, 4))]:
             path = {"path": task["path"]} if tool == "view" else {}

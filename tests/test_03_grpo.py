@@ -48,6 +48,8 @@ def test_the_loss_is_a_mean_over_completions_of_the_mean_over_their_tokens(srl):
     mask = torch.tensor([[True, True, True], [True, False, False]])
     # ratio 1 everywhere: (2 + -1) / 2 = 0.5, whatever the lengths
     assert srl.grpo_loss(logprobs, logprobs, torch.tensor([2.0, -1.0]), mask, 0.2).item() == pytest.approx(-0.5)
+    # over all four tokens: (3 * 2 - 1) / 4
+    assert srl.grpo_loss(logprobs, logprobs, torch.tensor([2.0, -1.0]), mask, 0.2, "token").item() == pytest.approx(-1.25)
 
 
 def test_padding_changes_neither_loss_nor_gradient(srl):

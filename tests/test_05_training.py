@@ -40,7 +40,8 @@ def test_a_batch_without_any_difference_ends_after_max_tries(srl, tiny, tokenize
     assert groups == [] and stats["sampled"] == 8
 
 
-def test_an_update_is_the_same_in_one_and_in_many_micro_batches(srl, tiny, tokenizer, task):
+@pytest.mark.parametrize("loss_mean", ["completion", "token"])
+def test_an_update_is_the_same_in_one_and_in_many_micro_batches(srl, tiny, tokenizer, task, loss_mean):
     cfg, examples, _ = task
     torch.manual_seed(0)
     prompts = [srl.encode(tokenizer, srl.srl_prompt(e)) for e in examples[:4]]
@@ -53,7 +54,7 @@ def test_an_update_is_the_same_in_one_and_in_many_micro_batches(srl, tiny, token
                 grads.append([p.grad.clone() for p in tiny.parameters()])
                 tiny.zero_grad()
                 return 0.0
-        stats = srl.update(tiny, Keep(), turns, replace(cfg, update_tokens=tokens, max_grad_norm=1e9))
+        stats = srl.update(tiny, Keep(), turns, replace(cfg, update_tokens=tokens, max_grad_norm=1e9, loss_mean=loss_mean))
         assert stats["mismatch"] < 1e-4 and stats["clipped"] == 0
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

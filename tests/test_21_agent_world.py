@@ -71,7 +71,7 @@ def test_the_reward_is_that_the_hidden_tests_pass_on_what_was_submitted(rlvr, ta
 def test_the_context_of_an_episode_is_that_of_the_examples_which_segmentation_makes(rlvr, segment, task):
     row = {"id": "t", "messages": agents.trajectory(task), **{name: task[name] for name in ("files", "visible", "hidden")}}
     examples, example = segment.trajectory_examples(row), task
-    assert [e["action"] for e in examples] == agents.expert_calls(task) and len(examples) == 6
+    assert [e["action"] for e in examples] == agents.expert_calls(task) and len(examples) == 5
     for e in examples:
         assert e["context"] == example["context"] and e["problem"] == task["problem"]
         example = rlvr.next_call(example, e["action"]) or example
@@ -168,9 +168,9 @@ def test_random_calls_are_legal_and_almost_never_resolve_a_task(rlvr, task):
 
 def test_the_base_model_was_trained_on_the_prompt_that_the_scripts_send(srl, rlvr, task):
     tokenizer = srl.AutoTokenizer.from_pretrained(ROOT / "miniature/agents/base")
-    example, _ = play_calls(rlvr, task, *agents.expert_calls(task)[:3])
+    example, _ = play_calls(rlvr, task, *agents.expert_calls(task)[:2])
     assert srl.prompt_text(tokenizer, srl.srl_prompt(example)) == agents.prompt_text(example)
-    text = agents.trajectory(task)[8]["content"]
+    text = agents.trajectory(task)[6]["content"]
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     for name in (*agents.NAMES, *agents.FILES):
         assert len(tokenizer(f"({name}")["input_ids"]) == 2                           # a name is one token, so it can be copied
@@ -195,7 +195,7 @@ def test_the_loop_of_solutions_plays_an_agent_until_it_submits_and_the_turns_sha
     make_prompt, extend, reward, _ = rlvr.MODES["agent"]
     groups, stats = srl.collect(tiny, tokenizer, srl.Cursor([task], 0), make_prompt, reward, extend, cfg)
     (episodes, rewards, advantages), = groups
-    assert rewards.tolist() == [1, 1, 0, 0] and [len(e.turns) for e in episodes] == [6, 6, 1, 7] and stats["completions"] == 20
+    assert rewards.tolist() == [1, 1, 0, 0] and [len(e.turns) for e in episodes] == [5, 5, 1, 7] and stats["completions"] == 18
     assert advantages.tolist() == pytest.approx([1, 1, -1, -1], abs=1e-4)                            # mean 1/2, std 1/2
     assert [e.example["files"]["shop.py"].count("a + b") for e in episodes] == [1, 1, 0, 0]
 
@@ -203,14 +203,14 @@ def test_the_loop_of_solutions_plays_an_agent_until_it_submits_and_the_turns_sha
 def test_evaluation_plays_and_grades_agents_and_needs_no_model_to_grade_again(evaluate, rlvr, task, tmp_path, monkeypatch):
     monkeypatch.setattr(rlvr, "start_sandbox", lambda: None)
     record = {"id": "t", "answer": "", **{name: task[name] for name in ("files", "visible", "hidden")}}
-    good = {"turns": [f"<think>t</think>\n{call}" for call in agents.expert_calls(task)], "tokens": [5] * 6, "finished": True}
+    good = {"turns": [f"<think>t</think>\n{call}" for call in agents.expert_calls(task)], "tokens": [5] * 5, "finished": True}
     lost = {"turns": ["<think>t</think>\nnonsense"] * 12, "tokens": [4] * 12, "finished": True}
     grade = evaluate.grade([{**record, "greedy": good, "sampled": [good, lost, {**good, "turns": good["turns"][:2] + good["turns"][-1:]}]}])
     assert grade["greedy"] == [1] and grade["right"] == [1] and grade["verdicts"] == {"right": 1, "no answer": 1, "wrong": 1}
-    assert grade["calls"] == 6 + 12 + 3 and grade["invalid"] == 12
+    assert grade["calls"] == 5 + 12 + 3 and grade["invalid"] == 12
     found = {"srl": [{"train_seed": 0, "benchmarks": {"modules": grade}}]}
     table, *_ = evaluate.make_table(found)
-    assert "| calls a task | invalid calls |" in table and "| 7.0 | 57.1 % |" in table            # 21 / 3 calls, 12 of 21
+    assert "| calls a task | invalid calls |" in table and "| 6.7 | 60.0 % |" in table            # 20 / 3 calls, 12 of 20
 
 
 def test_a_problem_without_a_repository_is_named(rlvr, segment, evaluate, tmp_path, monkeypatch):
