@@ -52,7 +52,7 @@ WORLDS = {
 # learning rates tried by --tune; RLVR from base has nothing to learn from at any
 GRID = {"equations": {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "sft_reasoning": ("1e-3", "3e-3"),
                       "sft_student": ("3e-4", "1e-3", "3e-3"), "rejection": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("5e-5", "1e-4", "2e-4")},
-        "agents": {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("1e-4", "3e-4")}}
+        "agents": {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("1e-4", "3e-4", "6e-4")}}
 TUNE_SEED = 100     # a seed of its own: no run of the table was looked at to choose
 
 
