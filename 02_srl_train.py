@@ -442,7 +442,7 @@ class SharedPromptCache:
         self.policy, self.room, self.prompts, self.own, self.reading, self.graph = policy, 0, {}, {}, None, None
         self.seen = torch.zeros(0, 0, dtype=torch.bool, device=policy.device)                     # (P, T), False at padding
         self.group = self.length = torch.zeros(0, dtype=torch.long, device=policy.device)
-        self.static = policy.device.type == "cuda" and not isinstance(policy, FSDPModule)         # tensors of a step stay where they are, for `replay`
+        self.static = policy.device.type == "cuda" and not isinstance(policy, FSDPModule)         # tensors of a step stay where they are, for `recorded`
 
     def update(self, key, value, layer, *args, **kwargs):
         """Called by every layer with its new keys and values; returns those to look at."""
@@ -513,7 +513,7 @@ class SharedPromptCache:
             self.room, self.graph, self.alike = self.room + 32, None, 0
             self.own = {layer: [torch.nn.functional.pad(t, [0, 0, 0, 32]) for t in pair] for layer, pair in self.own.items()}
         self.used, self.even = (self.room, False) if self.static else (last + 1, first == last)
-        hidden = self.replay(token) if self.static and token.is_cuda else self.decode(token)
+        hidden = self.recorded(token) if self.static and token.is_cuda else self.decode(token)
         self.length.add_(1)
         return hidden
 
@@ -524,7 +524,7 @@ class SharedPromptCache:
         return self.policy.base_model(input_ids=token[:, None], attention_mask=self.hide_padding, position_ids=(self.begins + self.length)[:, None],
                                       past_key_values=self, use_cache=True, shared_prompts=self).last_hidden_state[:, -1]
 
-    def replay(self, token):
+    def recorded(self, token):
         """decode() with its kernels launched together: one by one, a GPU waits longer for the launches than it computes.
 
         They are recorded (a CUDA graph) at the second step with the same rows and room, and sent again while both stay.

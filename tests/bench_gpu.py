@@ -101,11 +101,11 @@ def rollout(sizes=(128, 384, 1024)):
         return sum(map(len, result.completions))
 
     def one_by_one(prompts):
-        replay, srl.SharedPromptCache.replay = srl.SharedPromptCache.replay, lambda self, token: self.decode(token)
+        recorded, srl.SharedPromptCache.recorded = srl.SharedPromptCache.recorded, lambda self, token: self.decode(token)
         try:
             return ours(prompts)
         finally:
-            srl.SharedPromptCache.replay = replay
+            srl.SharedPromptCache.recorded = recorded
 
     def transformers_generate(prompts):
         ids = torch.tensor(prompts, device=DEVICE)
