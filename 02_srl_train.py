@@ -518,6 +518,7 @@ class SharedPromptCache:
         return hidden
 
     def decode(self, token):
+        """The model's pass over one token of each row; reads `used` columns of what the rows wrote."""
         self.hide_future = None
         if not self.even:                                                                         # some rows have written less than there are columns
             self.hide_future = additive(torch.arange(self.used, device=token.device) <= self.length[:, None], self.policy.dtype)[:, None, None]
@@ -529,7 +530,7 @@ class SharedPromptCache:
 
         They are recorded (a CUDA graph) at the second step with the same rows and room, and sent again while both stay.
         """
-        self.alike += 1
+        self.alike += 1                                                                           # steps with these rows and this room
         if self.alike == 1:
             self.graph = self.hidden = None
             return self.decode(token)
@@ -978,6 +979,7 @@ def update(policy, optimizer, turns, cfg, seed=0):
         part = [turns[i] for i in order[m::cfg.minibatches]]
         if not part:
             continue
+        # what a micro-batch counts in the mean of the batch: its tokens or its completions
         size = (lambda turns: sum(len(turn[1]) for turn in turns)) if cfg.loss_mean == "token" else len
         for groups, weight in rank_batches(policy, part, cfg.update_tokens):
             flat = [turn for group in groups for turn in group]
