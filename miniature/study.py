@@ -8,16 +8,20 @@ out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, fig
 command: python miniature/study.py                       # 2 CPU cores, about 3 h
          python miniature/study.py --seeds 0 --methods base srl
          python miniature/study.py --world agents        # the agents: results/agents, the second table in README.md
-         python miniature/study.py --tune                # the learning rates on the validation problems, about 1 h; with --world agents the agents'
+         python miniature/study.py --tune                # how the settings were chosen, on the validation problems; with --world agents the agents'
          python miniature/study.py --table               # table, figure and README again from results/, seconds
+         python miniature/study.py --lengths runs/eval   # tokens of each kind of step, from the completions that 04_eval.py left there
 """
 import argparse
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -49,11 +53,19 @@ WORLDS = {
                          "rlvr": ("03_rlvr_train.py", *RECIPE, "--rollouts", "72000"),       # as many completions as SRL and RLVR together
                          "sft_outline": ("02_srl_train.py", *RECIPE, "--method", "sft")}},
 }
-# learning rates tried by --tune; RLVR from base has nothing to learn from at any
-GRID = {"equations": {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "sft_reasoning": ("1e-3", "3e-3"),
-                      "sft_student": ("3e-4", "1e-3", "3e-3"), "rejection": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("5e-5", "1e-4", "2e-4")},
-        "agents": {"srl": ("1.5e-4", "3e-4", "6e-4"), "sft_outline": ("3e-4", "1e-3", "3e-3"), "srl_rlvr": ("1e-4", "3e-4", "6e-4")}}
-TUNE_SEED = 100     # a seed of its own: no run of the table was looked at to choose
+# what --tune tries: flags beside those of TRAIN, () as there. SFT's and rejection sampling's rates are settled likewise; RLVR from base learns at none
+RATES = tuple(("--learning_rate", rate) for rate in ("3e-4", "1e-3", "3e-3"))
+GRID = {
+    "equations": {"srl": ((), ("--eps", "0.01"), ("--decay", "0"), ("--learning_rate", "1.5e-4"), ("--learning_rate", "6e-4"), ("--prompts_per_batch", "48"),
+                          ("--prompts_per_batch", "48", "--learning_rate", "6e-4"), ("--loss_mean", "token")),
+                  "sft_outline": RATES, "sft_reasoning": RATES[1:], "sft_student": RATES, "rejection": RATES,
+                  "srl_rlvr_short": ((), ("--learning_rate", "5e-5"), ("--learning_rate", "2e-4"), ("--prompts_per_batch", "12"),
+                                     ("--prompts_per_batch", "12", "--learning_rate", "2e-4"), ("--loss_mean", "token")),
+                  "srl_rlvr": ((),)},
+    "agents": {"srl": ((), ("--learning_rate", "1.5e-4"), ("--learning_rate", "6e-4"), ("--loss_mean", "token")), "sft_outline": RATES,
+               "srl_rlvr": ((), ("--learning_rate", "1e-4"), ("--learning_rate", "6e-4"))},
+}
+TUNE_SEEDS = (100, 101)     # seeds of their own: no run of the table was looked at to choose
 
 
 def run(command, log):
@@ -98,31 +110,90 @@ def job(method, seed, args):
     return f"{method}, seed {seed}: {(time.time() - started) / 60:.1f} min"
 
 
-def tune(args):
-    """Every learning rate of the world's grid, judged on the validation examples; the table goes to results/tuning.json or tuning_agents.json."""
-    world, grid = WORLDS[args.world], GRID[args.world]
-    here = ROOT / world["runs"] / "tune"
-    run(["01_segment.py", *world["segment"], "--out", here / "data"], here / "segment.log")
+def tuning_path(args):
+    return ROOT / "results" / ("tuning.json" if args.world == "equations" else f"tuning_{args.world}.json")
 
-    def one(method, rate):
-        out = here / f"{method}-{rate}"
-        start = here / f"srl-{srl_rate}/model" if method == "srl_rlvr" else ROOT / world["base"]
-        flags = ["--data", here / "data", "--out", out, "--seed", TUNE_SEED, "--learning_rate", rate]
-        run([*world["train"][method], *flags, *([] if method == "rejection" else ["--model", start])], here / f"{method}-{rate}.log")
+
+def with_flags(command, flags):
+    """A script and its flags, each with a value, some of them replaced."""
+    script, *given = command
+    return script, *itertools.chain(*{**dict(zip(given[::2], given[1::2], strict=True)), **dict(zip(flags[::2], flags[1::2], strict=True))}.items())
+
+
+def tune(args):
+    """Every variant of GRID with the seeds of TUNE_SEEDS, judged on the validation problems. Rows that stand in results/tuning*.json are not run again.
+
+    RLVR begins with the model of the same seed that GRID's first variant of SRL gave.
+    """
+    world, path, lock = WORLDS[args.world], tuning_path(args), Lock()
+    rows = json.loads(path.read_text()) if path.exists() else []
+
+    def one(variant):
+        seed, method, flags = variant
+        command = with_flags(world["train"][method], flags)
+        if any((row["seed"], row["method"], row["command"]) == (seed, method, list(command)) for row in rows):
+            return
+        here = ROOT / world["runs"] / f"tune{seed}"
+        out = here / "-".join([method, *(flag.strip("-") for flag in flags)])
+        start = () if method == "rejection" else ("--model", here / NEEDS[method] / "model" if method in NEEDS else ROOT / world["base"])
+        run([*command, "--data", here / "data", "--out", out, "--seed", seed, *start], out.with_suffix(".log"))
         log = (out / "log.jsonl") if method != "rejection" else sorted(out.glob("round*/log.jsonl"))[-1]
-        best = max((line["val_exact"], line["val_reward"]) for line in map(json.loads, log.read_text().splitlines()) if "val_exact" in line)
-        print(f"{method} {rate}: exact {best[0]:.1%}, reward {best[1]:.3f}", flush=True)
-        return {"method": method, "learning_rate": rate, "val_exact": best[0], "val_reward": best[1]}
+        exact, reward = max((line["val_exact"], line["val_reward"]) for line in map(json.loads, log.read_text().splitlines()) if "val_exact" in line)
+        print(f"{' '.join(command)}, seed {seed}: exact {exact:.1%}, reward {reward:.3f}", flush=True)
+        with lock:
+            rows.append({"seed": seed, "method": method, "command": command, "val_exact": exact, "val_reward": reward})
+            path.with_suffix(".part").write_text(json.dumps(rows, indent=1) + "\n")
+            os.replace(path.with_suffix(".part"), path)
 
     with ThreadPoolExecutor(args.workers) as pool:
-        rows = list(pool.map(lambda job: one(*job), [(m, rate) for m in grid if m != "srl_rlvr" and m in args.methods for rate in grid[m]]))
-        if "srl_rlvr" in args.methods:
-            srl_rate = max((row for row in rows if row["method"] == "srl"), key=lambda row: row["val_exact"])["learning_rate"]
-            rows += pool.map(lambda rate: one("srl_rlvr", rate), grid["srl_rlvr"])
-    path = args.results.parent / ("tuning.json" if args.world == "equations" else f"tuning_{args.world}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"seed": TUNE_SEED, "runs": rows}, indent=1) + "\n")
-    print(path)
+        for seed in args.tune:
+            here = ROOT / world["runs"] / f"tune{seed}"
+            if not (here / "data/val.jsonl").exists():
+                run(["01_segment.py", *world["segment"], "--out", here / "data"], here / "segment.log")
+            for later in (False, True):                     # what begins with another method's model comes after it
+                variants = [(seed, method, flags) for method, grid in GRID[args.world].items() if method in args.methods for flags in grid]
+                list(pool.map(one, [v for v in variants if (v[1] in NEEDS) == later]))
+    write_table(args)
+
+
+def tuning_table(args):
+    """The rows of results/tuning*.json: the best validation of each command, a column for each seed."""
+    rows = json.loads(tuning_path(args).read_text())
+    seeds = sorted({row["seed"] for row in rows})
+    found = {}
+    for row in rows:
+        found.setdefault(" ".join(row["command"]), {})[row["seed"]] = f"{row['val_exact']:.1%}"
+    lines = ["| command | " + " | ".join(f"seed {seed}" for seed in seeds) + " |", "|---|" + "---|" * len(seeds)]
+    for method in GRID[args.world]:
+        for flags in GRID[args.world][method]:
+            command = " ".join(with_flags(WORLDS[args.world]["train"][method], flags))
+            if command in found:
+                lines.append(f"| `python {command}` | " + " | ".join(found[command].get(seed, "") for seed in seeds) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_lengths(completions):
+    """Share and mean tokens of each kind of step, sampled, for each model whose completions of the equations stand in a folder.
+
+    A policy that wanders takes other steps than one that solves: the mean over all steps compares the mix, a line of this table the same kind of step.
+    """
+    tokens = {}                                             # of each model: kind -> list of lengths
+    for path in sorted(completions.glob("*/*.jsonl")):
+        for record in map(json.loads, () if path.name.endswith(".grades.jsonl") else path.read_text().splitlines()[1:]):
+            for text, length in ((t, n) for attempt in record["sampled"] for t, n in zip(attempt["turns"], attempt["tokens"], strict=True)):
+                title = re.search(r"\*\*(\w+)", text)
+                tokens.setdefault(path.parent.name, {}).setdefault(title[1] if title else "no title", []).append(length)
+    if not tokens:
+        raise SystemExit(f"{completions}: no completions of 04_eval.py; run it first, or give the folder of its --completions")
+    kinds = Counter(kind for lengths in tokens.values() for kind, n in lengths.items() for _ in n)
+    print("| tokens (share of all steps) |", " | ".join(tokens), "|\n|" + "---|" * (1 + len(tokens)))
+    for kind in [kind for kind, n in kinds.most_common() if n >= 0.001 * kinds.total()] + ["all"]:
+        row = []
+        for lengths in tokens.values():
+            everything = [n for ns in lengths.values() for n in ns]
+            these = everything if kind == "all" else lengths.get(kind, [])
+            row.append(f"{sum(these) / len(these):.1f} ({len(these) / len(everything):.0%})" if these else "")
+        print(f"| {kind} |", " | ".join(row), "|")
 
 
 def for_readme(table):
@@ -133,12 +204,17 @@ def for_readme(table):
 
 
 def write_table(args):
-    """table.md, figure.png and the table in the README, from the results that stand."""
+    """table.md, figure.png and the tables in the README, from the results that stand."""
     subprocess.run([sys.executable, "04_eval.py", "--table", str(args.results)], cwd=ROOT, check=True)
-    readme, mark = (ROOT / "README.md").read_text(), "table" if args.world == "equations" else args.world
-    if f"<!-- {mark} -->" in readme:
-        before, after = readme.split(f"<!-- {mark} -->")[0], readme.split(f"<!-- /{mark} -->")[1]
-        (ROOT / "README.md").write_text(f"{before}<!-- {mark} -->\n{for_readme((args.results / 'table.md').read_text())}<!-- /{mark} -->{after}")
+    tables = {"table" if args.world == "equations" else args.world: for_readme((args.results / "table.md").read_text())}
+    if tuning_path(args).exists():
+        tables[tuning_path(args).stem] = tuning_table(args)
+    readme = (ROOT / "README.md").read_text()
+    for mark, table in tables.items():
+        if f"<!-- {mark} -->" in readme:
+            before, after = readme.split(f"<!-- {mark} -->")[0], readme.split(f"<!-- /{mark} -->")[1]
+            readme = f"{before}<!-- {mark} -->\n{table}<!-- /{mark} -->{after}"
+    (ROOT / "README.md").write_text(readme)
 
 
 def main():
@@ -147,15 +223,19 @@ def main():
     parser.add_argument("--world", choices=WORLDS, default="equations")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all of the world")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs side by side, one thread each")
-    parser.add_argument("--tune", action="store_true", help="try the learning rates instead, on the validation problems")
+    parser.add_argument("--tune", type=int, nargs="*", metavar="SEED", help=f"try the settings instead, on the validation problems; seeds: {TUNE_SEEDS}")
     parser.add_argument("--table", action="store_true", help="run nothing: table, figure and README from the results that stand")
+    parser.add_argument("--lengths", type=Path, metavar="FOLDER", help="run nothing: tokens of each kind of step from the completions in a folder")
     parser.add_argument("--results", type=Path, help="default: results/miniature, results/agents")
     args = parser.parse_args()
     world = WORLDS[args.world]
     args.methods = args.methods or [method for method in METHODS if method == "base" or method in world["train"]]
     args.results = args.results or ROOT / world["results"]
-    if args.tune:
+    if args.tune is not None:
+        args.tune = args.tune or TUNE_SEEDS
         return tune(args)
+    if args.lengths:
+        return write_lengths(args.lengths)
     if args.table:
         return write_table(args)
     for seed in args.seeds:  # the split is the same for every seed: what differs is training and sampling
