@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -197,12 +198,33 @@ def test_the_first_screen_is_a_sentence_the_figure_the_table_and_two_commands():
 
 
 def test_every_marked_table_of_the_readme_is_that_of_its_results():
-    """Between <!-- table --> and <!-- /table --> stands results/miniature/table.md, between <!-- name --> and <!-- /name --> results/name/table.md, folded."""
-    blocks = re.findall(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", README, re.DOTALL)
-    assert "table" in dict(blocks)
-    for name, block in blocks:
-        path = ROOT / "results" / ("miniature" if name == "table" else name) / "table.md"
-        assert block.strip() == import_module("study").for_readme(path.read_text()).strip(), f"{path}: run python miniature/study.py --table"
+    """Between <!-- table --> and <!-- /table --> stands results/miniature/table.md, between those of agents that of results/agents; tuning: its rows."""
+    study, blocks = import_module("study"), dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", README, re.DOTALL))
+    assert {"table", "agents"} <= set(blocks)
+    for name, block in blocks.items():
+        world = "agents" if name.endswith("agents") else "equations"
+        table = ROOT / study.WORLDS[world]["results"] / "table.md"
+        expected = study.tuning_table(SimpleNamespace(world=world)) if name.startswith("tuning") else study.for_readme(table.read_text())
+        assert block.strip() == expected.strip(), f"{name}: run python miniature/study.py --table"
+
+
+def test_what_is_tuned_is_the_run_of_the_table_with_flags_replaced_or_added():
+    study = import_module("study")
+    command = ("02_srl_train.py", "--method", "sft", "--learning_rate", "3e-3")
+    assert study.with_flags(command, ("--learning_rate", "1e-3")) == (*command[:-1], "1e-3")
+    assert study.with_flags(command, ("--eps", "0.01")) == (*command, "--eps", "0.01") and study.with_flags(command, ()) == command
+
+
+def test_the_lengths_of_steps_are_told_by_kind(tmp_path, capsys):
+    attempts = [{"turns": ["<think>a</think>\n1. **Add 2 to both sides** x = 3", "<think>b</think>\n2. **Swap the sides** 3 = x"], "tokens": [30, 10]},
+                {"turns": ["<think>a</think>\n1. **Add 4 to both sides** x = 5", "no step"], "tokens": [50, 2]}]
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/hard.jsonl").write_text("{}\n" + json.dumps({"sampled": attempts}) + "\n")
+    (tmp_path / "base/hard.grades.jsonl").write_text("not read")
+    import_module("study").write_lengths(tmp_path)
+    out = capsys.readouterr().out
+    for row in ("| Add | 40.0 (50%) |", "| Swap | 10.0 (25%) |", "| no title | 2.0 (25%) |", "| all | 23.0 (100%) |"):
+        assert row in out
 
 
 def test_the_table_and_the_figure_are_those_of_the_results(evaluate):
