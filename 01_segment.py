@@ -170,10 +170,12 @@ def read_rows(source, split=None):
 
 
 def last_boxed(text):
-    r"""The content of the last complete \boxed{..}, or None. One pass, whatever stands in the text: a model may write a million open braces."""
+    r"""The content of the last complete \boxed{..} or of \boxed 5, or None. One pass, whatever stands in the text: a model may write a million open braces."""
     begins, found, content = [], -1, None
-    for token in re.finditer(r"\\+boxed\s*\{|\\.|[{}]", text, re.DOTALL):      # an escaped brace is no brace
-        if token[0].endswith("{") and token[0] != "\\{":
+    for token in re.finditer(r"\\+boxed(?:\s*\{|\s+(-?\d(?:[\d.,/]*\d)?)\b(?![\^_{\\]))|\\.|[{}]", text, re.DOTALL):    # an escaped brace is no brace
+        if token[1]:
+            found, content = token.end(), token[1]
+        elif token[0].endswith("{") and token[0] != "\\{":
             begins.append(token.end() if len(token[0]) > 1 else -1)              # of a box, or of another brace
         elif token[0] == "}" and begins and (begin := begins.pop()) > found:
             found, content = begin, text[begin:token.start()]

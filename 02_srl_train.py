@@ -1056,6 +1056,10 @@ def check_start(cfg, examples, make_prompt):
     if longest + cfg.max_new_tokens > positions:
         problems.append(f"a prompt of {longest} tokens and --max_new_tokens {cfg.max_new_tokens} are more than the {positions} positions of {cfg.model}; "
                         "lower --max_new_tokens, shorten the data, or take a model with more")
+    window = getattr(shape.config.get_text_config(), "sliding_window", None) or math.inf
+    if longest + cfg.max_new_tokens > window:               # the attention of sections 3 and 4 looks back at everything
+        problems.append(f"{cfg.model}: its attention looks back {window} tokens, which rollout and update do not here, and a prompt of {longest} tokens with "
+                        f"--max_new_tokens {cfg.max_new_tokens} is longer; lower --max_new_tokens, or take a model without a sliding window")
     if max(map(max, prompts)) >= vocabulary:
         problems.append(f"{cfg.model}: the tokenizer writes token {max(map(max, prompts))}, the model has {vocabulary}; copy the tokenizer that belongs to it")
     learned = numbers // 100 if cfg.lora_rank else numbers

@@ -229,7 +229,9 @@ def test_a_record_that_cannot_serve_is_named(segment, tmp_path, rows, said):
 @pytest.mark.parametrize("text, box", [
     ("\\boxed{5}", "5"), ("\\boxed{4} or \\boxed{5}", "5"), ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"), ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
     ("\\boxed{\\left\\{ x \\right.}", "\\left\\{ x \\right."), ("\\boxed {5}", "5"), ("\\boxed{5} then \\boxed{6", "5"), ("\\boxed{\\boxed{5}}", "5"),
-    ("\\boxed{5", None), ("boxed{5}", None), ("} \\boxed{5}", "5"), ("\\\\boxed{5}", "5"), ("", None)])
+    ("\\boxed{5", None), ("boxed{5}", None), ("} \\boxed{5}", "5"), ("\\\\boxed{5}", "5"), ("", None),
+    ("$\\boxed 5$", "5"), ("\\boxed -12.5.", "-12.5"), ("\\boxed{4} or \\boxed 5", "5"), ("\\boxed 5 or \\boxed{4}", "4"),
+    ("\\boxed 5x", None), ("\\boxed 5^2", None), ("use \\boxed for it", None)])
 def test_the_last_complete_box_is_found(segment, text, box):
     assert segment.last_boxed(text) == box
 

@@ -70,6 +70,7 @@ def broken_models():
     yield "more layers", change("config.json", num_hidden_layers=9)
     yield "wider", change("config.json", hidden_size=64)
     yield "text for a number", change("config.json", hidden_size="wide")
+    yield "short window", change("config.json", sliding_window=8, use_sliding_window=True, max_window_layers=0)
     yield "few positions", change("config.json", max_position_embeddings=8)
     yield "small vocabulary", change("config.json", vocab_size=5)
     yield "broken template", lambda folder: (folder / "chat_template.jinja").write_text("{% for %}")
