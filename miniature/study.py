@@ -63,7 +63,7 @@ GRID = {
                                      ("--prompts_per_batch", "12", "--learning_rate", "2e-4"), ("--loss_mean", "token")),
                   "srl_rlvr": ((),)},
     "agents": {"srl": ((), ("--learning_rate", "1.5e-4"), ("--learning_rate", "6e-4"), ("--loss_mean", "token")), "sft_outline": RATES,
-               "srl_rlvr": ((), ("--learning_rate", "1e-4"), ("--learning_rate", "6e-4"))},
+               "srl_rlvr": ((), ("--learning_rate", "1e-4"), ("--learning_rate", "6e-4"), ("--loss_mean", "completion"))},
 }
 TUNE_SEEDS = (100, 101)     # seeds of their own: no run of the table was looked at to choose
 
