@@ -136,7 +136,7 @@ def tune(args):
         here = ROOT / world["runs"] / f"tune{seed}"
         out = here / "-".join([method, *(flag.strip("-") for flag in flags)])
         start = () if method == "rejection" else ("--model", here / NEEDS[method] / "model" if method in NEEDS else ROOT / world["base"])
-        run([*command, "--data", here / "data", "--out", out, "--seed", seed, *start], out.with_suffix(".log"))
+        run([*command, "--data", here / "data", "--out", out, "--seed", seed, *start], here / f"{out.name}.log")
         log = (out / "log.jsonl") if method != "rejection" else sorted(out.glob("round*/log.jsonl"))[-1]
         exact, reward = max((line["val_exact"], line["val_reward"]) for line in map(json.loads, log.read_text().splitlines()) if "val_exact" in line)
         print(f"{' '.join(command)}, seed {seed}: exact {exact:.1%}, reward {reward:.3f}", flush=True)
