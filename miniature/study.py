@@ -53,7 +53,7 @@ WORLDS = {
                          "rlvr": ("03_rlvr_train.py", *RECIPE, "--rollouts", "72000"),       # as many completions as SRL and RLVR together
                          "sft_outline": ("02_srl_train.py", *RECIPE, "--method", "sft")}},
 }
-# what --tune tries: flags beside those of TRAIN, () as there. SFT's and rejection sampling's rates are settled likewise; RLVR from base learns at none
+# what --tune tries: flags beside those of TRAIN, () as there.
 RATES = tuple(("--learning_rate", rate) for rate in ("3e-4", "1e-3", "3e-3"))
 GRID = {
     "equations": {"srl": ((), ("--eps", "0.01"), ("--decay", "0"), ("--learning_rate", "1.5e-4"), ("--learning_rate", "6e-4"), ("--prompts_per_batch", "48"),
