@@ -177,23 +177,20 @@ def write_lengths(completions):
 
     A policy that wanders takes other steps than one that solves: the mean over all steps compares the mix, a line of this table the same kind of step.
     """
-    tokens = {}                                             # of each model: kind -> list of lengths
+    tokens, kinds = {}, Counter()                           # tokens: of each model, kind -> list of lengths
     for path in sorted(completions.glob("*/*.jsonl")):
         for record in map(json.loads, () if path.name.endswith(".grades.jsonl") else path.read_text().splitlines()[1:]):
             for text, length in ((t, n) for attempt in record["sampled"] for t, n in zip(attempt["turns"], attempt["tokens"], strict=True)):
                 title = re.search(r"\*\*(\w+)", text)
-                tokens.setdefault(path.parent.name, {}).setdefault(title[1] if title else "no title", []).append(length)
+                for kind in ("all", title[1] if title else "no title"):
+                    tokens.setdefault(path.parent.name, {}).setdefault(kind, []).append(length)
+                    kinds[kind] += 1
     if not tokens:
         raise SystemExit(f"{completions}: no completions of 04_eval.py; run it first, or give the folder of its --completions")
-    kinds = Counter(kind for lengths in tokens.values() for kind, n in lengths.items() for _ in n)
     print("| tokens (share of all steps) |", " | ".join(tokens), "|\n|" + "---|" * (1 + len(tokens)))
-    for kind in [kind for kind, n in kinds.most_common() if n >= 0.001 * kinds.total()] + ["all"]:
-        row = []
-        for lengths in tokens.values():
-            everything = [n for ns in lengths.values() for n in ns]
-            these = everything if kind == "all" else lengths.get(kind, [])
-            row.append(f"{sum(these) / len(these):.1f} ({len(these) / len(everything):.0%})" if these else "")
-        print(f"| {kind} |", " | ".join(row), "|")
+    for kind in [kind for kind, n in kinds.most_common() if n >= 0.001 * kinds["all"]]:
+        these = [(lengths.get(kind, []), len(lengths["all"])) for lengths in tokens.values()]
+        print(f"| {kind} |", " | ".join(f"{sum(ns) / len(ns):.1f} ({len(ns) / steps:.0%})" if ns else "" for ns, steps in these), "|")
 
 
 def for_readme(table):
