@@ -543,6 +543,15 @@ class SharedPromptCache:
         return self.hidden
 
 
+def beyond_window(config, model, longest, max_new_tokens):
+    """What is wrong, as a list, where a model looks back fewer tokens than prompt and completion may have: the attention here looks back at all of them."""
+    window = getattr(config.get_text_config(), "sliding_window", None) or math.inf
+    if longest + max_new_tokens <= window:
+        return []
+    return [f"{model}: its attention looks back {window} tokens, which rollout and update do not here, and a prompt of {longest} tokens with "
+            f"--max_new_tokens {max_new_tokens} is longer; lower --max_new_tokens, or take a model without a sliding window"]
+
+
 def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):
     """How many completions half of the free bytes hold: their keys and values, their part of those of their prompt, and the scores of one token."""
     config, number = policy.config.get_text_config(), policy.dtype.itemsize
@@ -566,8 +575,10 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
 
     uniforms (P*G, max_new_tokens): the numbers in [0, 1) that the tokens are drawn with; a row's tokens depend on its own alone, not on who stands beside it.
     At most max_rows rows are decoded side by side, as many as memory holds. When a fifth of them is finished they leave and waiting prompts take their
-    places. temperature 0 is greedy.
+    places. temperature 0 is greedy. Raises InputError where the model's attention has a shorter window.
     """
+    for problem in beyond_window(policy.config, policy.config.name_or_path, max(map(len, prompts), default=0), max_new_tokens):
+        raise segmentation.InputError(problem)
     sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
     first = [0, *itertools.accumulate(sizes)]                                                    # where the completions of a prompt begin
     B, device, head, eos = first[-1], policy.device, policy.get_output_embeddings(), torch.tensor(eos_ids(policy, tokenizer), device=policy.device)
@@ -1056,10 +1067,7 @@ def check_start(cfg, examples, make_prompt):
     if longest + cfg.max_new_tokens > positions:
         problems.append(f"a prompt of {longest} tokens and --max_new_tokens {cfg.max_new_tokens} are more than the {positions} positions of {cfg.model}; "
                         "lower --max_new_tokens, shorten the data, or take a model with more")
-    window = getattr(shape.config.get_text_config(), "sliding_window", None) or math.inf
-    if longest + cfg.max_new_tokens > window:               # the attention of sections 3 and 4 looks back at everything
-        problems.append(f"{cfg.model}: its attention looks back {window} tokens, which rollout and update do not here, and a prompt of {longest} tokens with "
-                        f"--max_new_tokens {cfg.max_new_tokens} is longer; lower --max_new_tokens, or take a model without a sliding window")
+    problems += beyond_window(shape.config, cfg.model, longest, cfg.max_new_tokens)
     if max(map(max, prompts)) >= vocabulary:
         problems.append(f"{cfg.model}: the tokenizer writes token {max(map(max, prompts))}, the model has {vocabulary}; copy the tokenizer that belongs to it")
     learned = numbers // 100 if cfg.lora_rank else numbers

@@ -148,6 +148,11 @@ def test_a_broken_model_ends_in_one_line_that_names_it(modules, place, monkeypat
     assert "model" in fails(modules, "02", place, monkeypatch, capsys)
 
 
+def test_evaluation_names_a_window_that_is_shorter_than_its_prompts(modules, place, monkeypatch, capsys):
+    next(spoil for case, spoil in broken_models() if case == "short window")(place / "model")
+    assert "looks back 8 tokens" in fails(modules, "04", place, monkeypatch, capsys)
+
+
 @pytest.mark.parametrize("script, flag, value", FLAGS)
 def test_a_broken_flag_ends_in_one_line_that_names_it(modules, place, monkeypatch, capsys, script, flag, value):
     printed = fails(modules, script, place, monkeypatch, capsys, flag, *([value] if value else []))
