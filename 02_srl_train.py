@@ -317,7 +317,40 @@ def load_policy(name, device="cpu", dtype="float32"):
         policy, report = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation="grouped_query", output_loading_info=True)
         if report["missing_keys"]:
             raise ValueError(f"{len(report['missing_keys'])} weights are missing, such as {min(report['missing_keys'])}")
-    return policy.to(device).eval(), tokenizer
+    policy.to(device).eval()
+    check_architecture(policy, name)
+    return policy, tokenizer
+
+
+@torch.inference_mode()
+def check_architecture(policy, name):
+    """Raises InputError where prompts read once and tokens decoded one by one would not have the probabilities of the model's own forward.
+
+    The sections here use its base model and its head. They know no scaled or capped scores (Granite, Cohere, Gemma 2), no attention sinks (gpt-oss) and no
+    layers that remember otherwise than by keys and values (Mamba). Twelve tokens tell.
+    """
+    head, tokens = policy.get_output_embeddings(), torch.arange(5, 65, 5, device=policy.device) % policy.get_input_embeddings().num_embeddings
+    distribution = lambda scores: scores[0].float().softmax(-1)  # noqa: E731
+    apart = lambda p, q: ((p - q).abs().sum() / 2).item()  # noqa: E731
+    try:
+        cache = SharedPromptCache(policy)
+        hidden = cache.admit([tokens[:7].tolist()], [2])                                          # two rows that share seven tokens
+        for token in tokens[7:]:
+            hidden = cache.step(token.expand(2))
+        ours = distribution(head(hidden))
+        policy.set_attn_implementation("eager")                                                   # transformers' plain attention
+        own = distribution(policy(tokens[None]).logits[:, -1])
+        plain = distribution(head(policy.base_model(tokens[None]).last_hidden_state[:, -1]))
+        # rounding: none between two calls of the same code, a few percent where 16 bits add up in another order
+        if apart(plain, own) < 1e-3 and apart(ours, own) < (1e-3 if policy.dtype == torch.float32 else 0.2):
+            return
+        why = f"{max(apart(plain, own), apart(ours, own)):.1%} of the probability stands elsewhere than in its own forward"
+    except Exception as error:  # an architecture of another kind fails in any way
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    finally:
+        policy.set_attn_implementation("grouped_query")
+    raise segmentation.InputError(f"{name}: rollout and update do not compute what a model of type {policy.config.model_type} computes ({why}); take another, "
+                                  "such as Llama, Qwen 2 and 3, Mistral, Phi 3, Gemma 3, OLMo or SmolLM (tests/test_04_rollout.py has the list)")
 
 
 def eos_ids(policy, tokenizer):

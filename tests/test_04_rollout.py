@@ -19,19 +19,48 @@ def test_greedy_tokens_equal_generates_on_ragged_prompts(srl, tiny, tokenizer):
         assert completion == reference
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
-def test_greedy_tokens_and_log_probabilities_equal_transformers_on_other_architectures(srl, tokenizer, kind):
-    """Random models with two key-value heads for four query heads; Qwen3 also normalises queries and keys."""
+def small(tokenizer, kind, **more):
+    """A random model of an architecture, with two key-value heads for four query heads."""
     torch.manual_seed(1)
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                                  num_key_value_heads=2, head_dim=8, eos_token_id=1, pad_token_id=0, bos_token_id=None, initializer_range=0.2)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="grouped_query").eval()
+                                  num_key_value_heads=2, head_dim=8, eos_token_id=1, pad_token_id=0, bos_token_id=None, initializer_range=0.2, **more)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="grouped_query").eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3"])
+def test_greedy_tokens_and_log_probabilities_equal_transformers_on_other_architectures(srl, tokenizer, kind):
+    """Qwen3 also normalises queries and keys."""
+    model = small(tokenizer, kind)
     ours = srl.generate(model, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=20).completions
     logprobs, mask, _ = srl.token_logprobs(model, [(prompt, [completion]) for prompt, completion in zip(PROMPTS, ours, strict=True)])
     model.set_attn_implementation("eager")                                                       # transformers' own plain attention
     for b, (prompt, completion) in enumerate(zip(PROMPTS, ours, strict=True)):
         assert completion == model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt):].tolist()
         torch.testing.assert_close(logprobs[b][mask[b]], plain_logprobs(model, prompt, completion), atol=1e-5, rtol=0)
+
+
+COMPUTED = ("llama qwen2 qwen3 qwen3_moe mistral mixtral phi phi3 gemma gemma3_text olmo olmo2 olmo3 glm glm4 smollm3 starcoder2 granite gpt_neox exaone4 "
+            "ernie4_5 seed_oss helium apertus arcee opt").split()
+REFUSED = [("granite", {"logits_scaling": 8.0}), ("cohere", {}), ("gemma2", {}), ("gpt_oss", {}), ("nanochat", {}), ("jamba", {}), ("qwen3_next", {}),
+           ("llama4_text", {})]
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_rollout_and_update_of_these_architectures_compute_what_their_own_forward_computes(srl, tokenizer, kind):
+    model = small(tokenizer, kind)
+    srl.check_architecture(model, kind)
+    logprobs, mask, _ = srl.token_logprobs(model, [(prompt, [[7, 8, 9, 1], [10, 1]]) for prompt in PROMPTS])
+    assert model.config._attn_implementation == "grouped_query"
+    model.set_attn_implementation("eager")
+    reference = torch.cat([plain_logprobs(model, prompt, completion) for prompt in PROMPTS for completion in ([7, 8, 9, 1], [10, 1])])
+    torch.testing.assert_close(logprobs[mask], reference, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind, more", REFUSED, ids=lambda x: x if isinstance(x, str) else "")
+def test_these_architectures_are_refused_and_not_computed_wrong(srl, segment, tokenizer, kind, more):
+    """Scaled or capped scores, attention sinks, layers without keys and values: silently other probabilities, if nobody looked."""
+    with pytest.raises(segment.InputError, match=f"model of type {kind}"):
+        srl.check_architecture(small(tokenizer, kind, **more), "model")
 
 
 def test_greedy_tokens_equal_generates_on_the_miniatures_model(srl, tokenizer, example):
