@@ -39,7 +39,7 @@ def test_greedy_tokens_and_log_probabilities_equal_transformers_on_other_archite
         torch.testing.assert_close(logprobs[b][mask[b]], plain_logprobs(model, prompt, completion), atol=1e-5, rtol=0)
 
 
-COMPUTED = ("llama qwen2 qwen3 qwen3_moe mistral mixtral phi phi3 gemma gemma3_text olmo olmo2 olmo3 glm glm4 smollm3 starcoder2 granite gpt_neox exaone4 "
+COMPUTED = ("llama qwen2 qwen3 qwen3_moe mistral mixtral phi phi3 gemma gemma3_text olmo olmo2 olmo3 glm glm4 smollm3 starcoder2 gpt2 gpt_neox exaone4 "
             "ernie4_5 seed_oss helium apertus arcee opt").split()
 REFUSED = [("granite", {"logits_scaling": 8.0}), ("cohere", {}), ("gemma2", {}), ("gpt_oss", {}), ("nanochat", {}), ("jamba", {}), ("qwen3_next", {}),
            ("llama4_text", {})]
