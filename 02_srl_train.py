@@ -49,7 +49,7 @@ from jinja2.exceptions import TemplateError
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -110,6 +110,7 @@ class Config:
     optimizer: str = "adam"             # adam | adam8bit: states in 8 bits (needs bitsandbytes and a GPU)
     gradient_checkpointing: bool = False    # activations are computed again in the backward pass: about a third more time, a fraction of the memory
     lora_rank: int = 0                  # 0: all weights learn; else low-rank adapters (needs peft), about 10 times the learning rate
+    share_prompts: bool = True          # False: each completion is computed with its own prompt, as it is anyway for models that load_policy names
     shard: bool = False                 # under torchrun: weights, gradients and Adam spread over the devices (FSDP2), gathered for the rollout
 
 
@@ -310,47 +311,56 @@ def load_shape(name):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name)), AutoTokenizer.from_pretrained(name)
 
 
-def load_policy(name, device="cpu", dtype="float32"):
-    """(policy, tokenizer) from a model folder or hub name. Raises InputError where there is none."""
+def load_policy(name, device="cpu", dtype="float32", share=True):
+    """(policy, tokenizer) from a model folder or hub name. Raises InputError where there is none, or none that can be computed here.
+
+    share: compute each prompt once for its group. Where that would not give the scores of the model's own forward, it is not done: `shares_prompts`.
+    """
     with reading_model(name):
         tokenizer = AutoTokenizer.from_pretrained(name)
         policy, report = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), attn_implementation="grouped_query", output_loading_info=True)
         if report["missing_keys"]:
             raise ValueError(f"{len(report['missing_keys'])} weights are missing, such as {min(report['missing_keys'])}")
     policy.to(device).eval()
-    check_architecture(policy, name)
+    why = other_scores(policy, SharedPromptCache) if share else "--no-share_prompts"
+    policy.shares_prompts = not why
+    if why:
+        policy.set_attn_implementation("eager")                                                   # transformers' plain attention
+        if unlike := other_scores(policy, PlainCache):
+            raise segmentation.InputError(f"{name}: tokens decoded one by one are not scored as a model of type {policy.config.model_type} scores them "
+                                          f"by itself ({unlike}); take another model")
+        print(f"{name}: every completion gets its own prompt, which is slower than sharing it, since shared ones would not do for this model ({why})")
     return policy, tokenizer
 
 
 @torch.inference_mode()
-def check_architecture(policy, name):
-    """Raises InputError where prompts read once and tokens decoded one by one would not have the probabilities of the model's own forward.
+def other_scores(policy, cache_of):
+    """How tokens decoded with a cache are scored otherwise than by the model's own forward, '' where they are not. Twelve tokens tell.
 
-    The sections here use its base model and its head. They know no scaled or capped scores (Granite, Cohere, Gemma 2), no attention sinks (gpt-oss) and no
-    layers that remember otherwise than by keys and values (Mamba). Twelve tokens tell.
+    Shared prompts know no scaled or capped scores (Granite, Cohere, Gemma 2), no attention sinks (gpt-oss) and no layers that remember otherwise than by
+    keys and values (Qwen3-Next).
     """
-    head, tokens = policy.get_output_embeddings(), torch.arange(5, 65, 5, device=policy.device) % policy.get_input_embeddings().num_embeddings
+    tokens, before = torch.arange(5, 65, 5, device=policy.device) % policy.get_input_embeddings().num_embeddings, policy.config._attn_implementation
     distribution = lambda scores: scores[0].float().softmax(-1)  # noqa: E731
-    apart = lambda p, q: ((p - q).abs().sum() / 2).item()  # noqa: E731
     try:
-        cache = SharedPromptCache(policy)
-        hidden = cache.admit([tokens[:7].tolist()], [2])                                          # two rows that share seven tokens
+        cache = cache_of(policy)
+        scores = cache.admit([tokens[:7].tolist()], [2])                                          # two rows that share seven tokens
         for token in tokens[7:]:
-            hidden = cache.step(token.expand(2))
-        ours = distribution(head(hidden))
-        policy.set_attn_implementation("eager")                                                   # transformers' plain attention
+            scores = cache.step(token.expand(2))
+        policy.set_attn_implementation("eager")
         own = distribution(policy(tokens[None]).logits[:, -1])
-        plain = distribution(head(policy.base_model(tokens[None]).last_hidden_state[:, -1]))
-        # rounding: none between two calls of the same code, a few percent where 16 bits add up in another order
-        if apart(plain, own) < 1e-3 and apart(ours, own) < (1e-3 if policy.dtype == torch.float32 else 0.2):
-            return
-        why = f"{max(apart(plain, own), apart(ours, own)):.1%} of the probability stands elsewhere than in its own forward"
+        apart = (own - distribution(scores)).abs().sum().item() / 2
+        if apart > (1e-3 if policy.dtype == torch.float32 else 0.2):                              # 16 bits that add up in another order are a few percent apart
+            return f"{apart:.1%} of the probability stands elsewhere"
+        if cache_of is SharedPromptCache:
+            behind = policy.get_output_embeddings()(policy.base_model(tokens[None]).last_hidden_state[:, -1])
+            if (own - distribution(behind)).abs().sum() > 1e-3:                                   # the same code twice: no rounding
+                return "its scores are scaled or capped"
+        return ""
     except Exception as error:  # an architecture of another kind fails in any way
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     finally:
-        policy.set_attn_implementation("grouped_query")
-    raise segmentation.InputError(f"{name}: rollout and update do not compute what a model of type {policy.config.model_type} computes ({why}); take another, "
-                                  "such as Llama, Qwen 2 and 3, Mistral, Phi 3, Gemma 3, OLMo or SmolLM (tests/test_04_rollout.py has the list)")
+        policy.set_attn_implementation(before)
 
 
 def eos_ids(policy, tokenizer):
@@ -399,6 +409,28 @@ def chunk_logprobs(hidden, weight, bias, targets, temperature):
     return logprobs.gather(-1, targets[:, None])[:, 0], entropy
 
 
+def shares_prompts(policy):
+    """Whether prompts are computed once for their group; load_policy finds out."""
+    return getattr(policy, "shares_prompts", True)
+
+
+def plain_logprobs(policy, groups, temperature):
+    """token_logprobs for every other architecture: each completion behind its own prompt, through the model's own forward."""
+    prompts, completions = zip(*((prompt, completion) for prompt, group in groups for completion in group), strict=True)
+    lengths = torch.tensor([len(c) for c in completions], device=policy.device)
+    mask = torch.arange(int(lengths.max()), device=policy.device) < lengths[:, None]              # (B, T)
+    ids, real, _, positions = left_pad(prompts, policy.device)
+    targets = torch.tensor([c + [0] * (mask.shape[1] - len(c)) for c in completions], device=policy.device)
+    seen = torch.cat([real, mask], 1)
+    positions = torch.cat([positions, positions[:, -1:] + torch.arange(1, mask.shape[1] + 1, device=policy.device)], 1)
+    logits = policy(input_ids=torch.cat([ids, targets], 1), attention_mask=seen.long(), position_ids=positions, use_cache=False,
+                    logits_to_keep=mask.shape[1] + 1).logits[:, :-1]
+    distribution = (logits.float() / temperature).log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(distribution.exp() * distribution).sum(-1)[mask].mean()
+    return distribution.gather(-1, targets[..., None])[..., 0] * mask, mask, entropy
+
+
 def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
     """Log-probabilities of the completions' tokens, each prompt computed once for its group.
 
@@ -407,6 +439,8 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
     The head sees completion positions only, in chunks of head_numbers logits that are made again for the gradient, unless the vocabulary is tiny: nothing
     of size tokens x vocabulary stays alive.
     """
+    if not shares_prompts(policy):
+        return plain_logprobs(policy, groups, temperature)
     device = policy.device
     pass_tokens = 750 if device.type == "cpu" else 16_000                                          # about as many activations as a core's cache holds
     if isinstance(policy, FSDPModule):                                                            # every rank has to make as many passes: two
@@ -470,12 +504,14 @@ class SharedPromptCache:
         group (B,)       the prompt of each row, ascending
         place (B,)       its place in a grid of P lines, `width` rows each (shared_prompt_attention); row_at (P * width,) the row at a place
     """
+    joined = 0.8            # while at most so many of the places are taken, waiting prompts join
 
     def __init__(self, policy):
         self.policy, self.room, self.prompts, self.own, self.reading, self.graph = policy, 0, {}, {}, None, None
         self.seen = torch.zeros(0, 0, dtype=torch.bool, device=policy.device)                     # (P, T), False at padding
         self.group = self.length = torch.zeros(0, dtype=torch.long, device=policy.device)
         self.static = policy.device.type == "cuda" and not isinstance(policy, FSDPModule)         # tensors of a step stay where they are, for `recorded`
+        self.head = policy.get_output_embeddings()
 
     def update(self, key, value, layer, *args, **kwargs):
         """Called by every layer with its new keys and values; returns those to look at."""
@@ -501,7 +537,7 @@ class SharedPromptCache:
         return hidden[:, -1], real, {layer: [key.transpose(2, 3), value] for layer, (key, value) in reading.items()}
 
     def admit(self, prompts, sizes):
-        """Read prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the hidden state of each new row (b, D)."""
+        """Read prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the scores of each new row's first token (b, V)."""
         device, longest = self.policy.device, max(map(len, prompts))
         at_once = max(1, (2000 if device.type == "cpu" else 32_000) // longest)                   # about as many activations as a core's cache holds
         hidden, reals, readings = zip(*(self.read(prompts[i:i + at_once]) for i in range(0, len(prompts), at_once)), strict=True)
@@ -515,7 +551,7 @@ class SharedPromptCache:
         self.seen = torch.cat([pad_left(t, 1, T) for t in (self.seen, *reals)])
         self.group, self.length = torch.cat([self.group, P + group]), torch.cat([self.length, torch.zeros_like(group)])
         self.arrange()
-        return torch.cat(hidden)[group]
+        return self.head(torch.cat(hidden)[group])
 
     def keep(self, rows):
         """Only these rows stay, and the prompts that they need."""
@@ -540,7 +576,7 @@ class SharedPromptCache:
         self.begins = self.seen.sum(1)[self.group]                                                # (B,) the position of a row's first own token
 
     def step(self, token):
-        """Decode token (B,). Returns the hidden states (B, D), which the next step may overwrite."""
+        """Decode token (B,). Returns the scores of the next (B, V)."""
         first, last = int(self.length.min()), int(self.length.max())
         if last == self.room:
             self.room, self.graph, self.alike = self.room + 32, None, 0
@@ -548,7 +584,7 @@ class SharedPromptCache:
         self.used, self.even = (self.room, False) if self.static else (last + 1, first == last)
         hidden = self.recorded(token) if self.static and token.is_cuda else self.decode(token)
         self.length.add_(1)
-        return hidden
+        return self.head(hidden)
 
     def decode(self, token):
         """The model's pass over one token of each row; reads `used` columns of what the rows wrote."""
@@ -576,13 +612,40 @@ class SharedPromptCache:
         return self.hidden
 
 
+class PlainCache:
+    """What SharedPromptCache does, for every other architecture: the model's own forward with transformers' cache, a prompt again for each of its rows."""
+    joined = 0.0            # a batch is decoded to its end
+
+    def __init__(self, policy):
+        self.policy, self.length = policy, torch.zeros(0, dtype=torch.long, device=policy.device)
+
+    def admit(self, prompts, sizes):
+        rows = [prompt for prompt, size in zip(prompts, sizes, strict=True) for _ in range(size)]
+        ids, self.seen, _, positions = left_pad(rows, self.policy.device)
+        self.cache, self.length, self.last = DynamicCache(config=self.policy.config), self.seen.new_zeros(len(rows), dtype=torch.long), positions[:, -1:]
+        return self.forward(ids, positions)
+
+    def forward(self, ids, positions):
+        return self.policy(input_ids=ids, attention_mask=self.seen.long(), position_ids=positions, past_key_values=self.cache, use_cache=True,
+                           logits_to_keep=1).logits[:, -1]
+
+    def keep(self, rows):
+        self.cache.reorder_cache(rows)
+        self.seen, self.length, self.last = self.seen[rows], self.length[rows], self.last[rows]
+
+    def step(self, token):
+        self.seen, self.last, self.length = torch.nn.functional.pad(self.seen, [0, 1], value=True), self.last + 1, self.length + 1
+        return self.forward(token[:, None], self.last)
+
+
 def beyond_window(config, model, longest, max_new_tokens):
-    """What is wrong, as a list, where a model looks back fewer tokens than prompt and completion may have: the attention here looks back at all of them."""
-    window = getattr(config.get_text_config(), "sliding_window", None) or math.inf
-    if longest + max_new_tokens <= window:
+    """What is wrong, as a list, where a model looks back fewer tokens than prompt and completion may have: shared prompts look back at all of them."""
+    config = config.get_text_config()
+    window = getattr(config, "sliding_window", None) or math.inf
+    if longest + max_new_tokens <= window or set(getattr(config, "layer_types", None) or ()) == {"full_attention"}:
         return []
-    return [f"{model}: its attention looks back {window} tokens, which rollout and update do not here, and a prompt of {longest} tokens with "
-            f"--max_new_tokens {max_new_tokens} is longer; lower --max_new_tokens, or take a model without a sliding window"]
+    return [f"{model}: its attention looks back {window} tokens, which shared prompts do not, and a prompt of {longest} tokens with "
+            f"--max_new_tokens {max_new_tokens} is longer; lower --max_new_tokens, or --no-share_prompts, which is slower"]
 
 
 def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):
@@ -590,7 +653,7 @@ def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):
     config, number = policy.config.get_text_config(), policy.dtype.itemsize
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    tokens = max_new_tokens + max(len(prompt) / size for prompt, size in zip(prompts, sizes, strict=True))
+    tokens = max_new_tokens + max(len(prompt) / (size if shares_prompts(policy) else 1) for prompt, size in zip(prompts, sizes, strict=True))
     scores = 3 * 4 * len(policy.get_output_embeddings().weight)                                  # distribution and its sum, float32
     return max(1, int(free / 2 / (tokens * 2 * config.num_hidden_layers * heads * head_dim * number + scores)))
 
@@ -610,11 +673,12 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     At most max_rows rows are decoded side by side, as many as memory holds. When a fifth of them is finished they leave and waiting prompts take their
     places. temperature 0 is greedy. Raises InputError where the model's attention has a shorter window.
     """
-    for problem in beyond_window(policy.config, policy.config.name_or_path, max(map(len, prompts), default=0), max_new_tokens):
-        raise segmentation.InputError(problem)
+    longest = max(map(len, prompts), default=0)
+    if shares_prompts(policy) and (problems := beyond_window(policy.config, policy.config.name_or_path, longest, max_new_tokens)):
+        raise segmentation.InputError(problems[0])
     sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
     first = [0, *itertools.accumulate(sizes)]                                                    # where the completions of a prompt begin
-    B, device, head, eos = first[-1], policy.device, policy.get_output_embeddings(), torch.tensor(eos_ids(policy, tokenizer), device=policy.device)
+    B, device, eos = first[-1], policy.device, torch.tensor(eos_ids(policy, tokenizer), device=policy.device)
     max_rows = min(max_rows, rows_that_fit(policy, prompts, sizes, max_new_tokens, free_bytes(device)))
     was_training = policy.training
     policy.eval()
@@ -623,17 +687,16 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     if temperature:
         uniforms = torch.rand(B, max_new_tokens, device=device) if uniforms is None else uniforms.to(device)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
-    cache, row, hidden = SharedPromptCache(policy), torch.zeros(0, dtype=torch.long, device=device), None
+    cache, row, scores = (SharedPromptCache if shares_prompts(policy) else PlainCache)(policy), torch.zeros(0, dtype=torch.long, device=device), None
     while waiting or len(row):
-        if waiting and len(row) <= 0.8 * max_rows:
+        if waiting and len(row) <= cache.joined * max_rows:
             chosen, room = [waiting.pop()], max_rows - len(row)
             while waiting and sum(sizes[i] for i in chosen) + sizes[waiting[-1]] <= room:
                 chosen.append(waiting.pop())
             new = cache.admit([prompts[i] for i in chosen], [sizes[i] for i in chosen])
-            hidden = torch.cat([hidden, new]) if len(row) else new
+            scores = torch.cat([scores, new]) if len(row) else new
             row = torch.cat([row, *(torch.arange(first[i], first[i + 1], device=device) for i in chosen)])
-        scores = head(hidden).float() / (temperature or 1.0)
-        distribution = scores.softmax(-1)                                                        # (rows, V)
+        distribution = (scores.float() / (temperature or 1.0)).softmax(-1)                       # (rows, V)
         if temperature:  # the inverse of the cumulative distribution at a uniform number is a draw from it
             token = torch.searchsorted(distribution.cumsum(-1), uniforms[row, cache.length, None])[:, 0].clamp(max=distribution.shape[-1] - 1)
         else:
@@ -647,7 +710,7 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
             row, token = row[alive], token[alive]
             cache.keep(alive)
         if len(row):
-            hidden = cache.step(token)
+            scores = cache.step(token)
     policy.train(was_training)
     ids, logprobs = [[values[:n] for values, n in zip(t.tolist(), ends.tolist(), strict=True)] for t in (tokens, logprobs)]
     ended = set(eos.tolist())
@@ -1100,7 +1163,8 @@ def check_start(cfg, examples, make_prompt):
     if longest + cfg.max_new_tokens > positions:
         problems.append(f"a prompt of {longest} tokens and --max_new_tokens {cfg.max_new_tokens} are more than the {positions} positions of {cfg.model}; "
                         "lower --max_new_tokens, shorten the data, or take a model with more")
-    problems += beyond_window(shape.config, cfg.model, longest, cfg.max_new_tokens)
+    if cfg.share_prompts:
+        problems += beyond_window(shape.config, cfg.model, longest, cfg.max_new_tokens)
     if max(map(max, prompts)) >= vocabulary:
         problems.append(f"{cfg.model}: the tokenizer writes token {max(map(max, prompts))}, the model has {vocabulary}; copy the tokenizer that belongs to it")
     learned = numbers // 100 if cfg.lora_rank else numbers
@@ -1200,7 +1264,7 @@ def save_checkpoint(out, optimizer, run, cfg):
                 os.replace(out / "checkpoint.pt", out / "checkpoint.previous.pt")
 
 
-FREE = ("continue_changed", "save_every", "report_to", "shard")      # settings that change nothing of what is learned
+FREE = ("continue_changed", "save_every", "report_to", "share_prompts", "shard")      # settings that change nothing of what is learned
 
 
 def load_checkpoint(out, cfg):
@@ -1226,7 +1290,7 @@ def start(cfg, run, examples, make_prompt):
     """(policy, tokenizer, optimizer) of a run that begins, or goes on where its checkpoint left it: `run` is then filled with its state."""
     check_start(cfg, examples, make_prompt)
     state = load_checkpoint(Path(cfg.out), cfg)
-    policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype)
+    policy, tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype, cfg.share_prompts)
     torch.manual_seed(cfg.seed)
     if cfg.shard:
         shard(policy, getattr(torch, cfg.dtype))

@@ -463,7 +463,7 @@ def swebench(args):
     instances = load_instances(args.swebench, args.repositories, args.limit)
     cfg = rlvr.Config(max_new_tokens=args.max_new_tokens, max_rows=args.max_rows)
     for name, folder in dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in args.models or models_found()).items():
-        policy, tokenizer = srl.load_policy(folder, srl.Config.device, args.dtype)
+        policy, tokenizer = srl.load_policy(folder, srl.Config.device, args.dtype, args.share_prompts)
         played = srl.play(policy, tokenizer, instances, 1, swe_prompt, None, cfg, temperature=0)
         patches = [patch_of(group[0].turns[-1][3], i["files"]) if group[0].finished else ("", "truncated") for group, i in zip(played, instances, strict=True)]
         path = args.completions / name / "predictions.jsonl"
@@ -506,6 +506,7 @@ def main():
     parser.add_argument("--unsafe_tests", action="store_true", help="agents: run tests of edited code also where the system has no seccomp")
     parser.add_argument("--dtype", choices=srl.CHOICES["dtype"], default=srl.Config.dtype)
     parser.add_argument("--max_rows", type=int, default=srl.Config.max_rows)
+    parser.add_argument("--share_prompts", action=argparse.BooleanOptionalAction, default=True, help="compute a prompt once for its completions")
     parser.add_argument("--limit", type=int, help="only the first so many problems of a benchmark")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--train_seed", type=int, default=0, help="only written down: which training seed the models have")
@@ -547,7 +548,7 @@ def main():
 
         def policy_of(folder=folder, loaded=loaded):
             if not loaded:
-                loaded.append(srl.load_policy(folder, srl.Config.device, args.dtype))
+                loaded.append(srl.load_policy(folder, srl.Config.device, args.dtype, args.share_prompts))
             return loaded[0]
 
         solved = []

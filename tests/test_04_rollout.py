@@ -22,7 +22,7 @@ def test_greedy_tokens_equal_generates_on_ragged_prompts(srl, tiny, tokenizer):
 def small(tokenizer, kind, **more):
     """A random model of an architecture, with two key-value heads for four query heads."""
     torch.manual_seed(1)
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
                                   num_key_value_heads=2, head_dim=8, eos_token_id=1, pad_token_id=0, bos_token_id=None, initializer_range=0.2, **more)
     return AutoModelForCausalLM.from_config(config, attn_implementation="grouped_query").eval()
 
@@ -41,14 +41,14 @@ def test_greedy_tokens_and_log_probabilities_equal_transformers_on_other_archite
 
 COMPUTED = ("llama qwen2 qwen3 qwen3_moe mistral mixtral phi phi3 gemma gemma3_text olmo olmo2 olmo3 glm glm4 smollm3 starcoder2 gpt2 gpt_neox exaone4 "
             "ernie4_5 seed_oss helium apertus arcee opt").split()
-REFUSED = [("granite", {"logits_scaling": 8.0}), ("cohere", {}), ("gemma2", {}), ("gpt_oss", {}), ("nanochat", {}), ("jamba", {}), ("qwen3_next", {}),
-           ("llama4_text", {})]
+# scaled scores, capped scores, attention sinks, layers without keys and values, an attention of its own
+PLAIN = [("granite", {"logits_scaling": 8.0}), ("cohere", {}), ("gemma2", {}), ("gpt_oss", {}), ("qwen3_next", {}), ("llama4_text", {}), ("nemotron", {})]
 
 
 @pytest.mark.parametrize("kind", COMPUTED)
 def test_rollout_and_update_of_these_architectures_compute_what_their_own_forward_computes(srl, tokenizer, kind):
     model = small(tokenizer, kind)
-    srl.check_architecture(model, kind)
+    assert srl.other_scores(model, srl.SharedPromptCache) == ""
     logprobs, mask, _ = srl.token_logprobs(model, [(prompt, [[7, 8, 9, 1], [10, 1]]) for prompt in PROMPTS])
     assert model.config._attn_implementation == "grouped_query"
     model.set_attn_implementation("eager")
@@ -56,11 +56,40 @@ def test_rollout_and_update_of_these_architectures_compute_what_their_own_forwar
     torch.testing.assert_close(logprobs[mask], reference, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind, more", REFUSED, ids=lambda x: x if isinstance(x, str) else "")
-def test_these_architectures_are_refused_and_not_computed_wrong(srl, segment, tokenizer, kind, more):
-    """Scaled or capped scores, attention sinks, layers without keys and values: silently other probabilities, if nobody looked."""
-    with pytest.raises(segment.InputError, match=f"model of type {kind}"):
-        srl.check_architecture(small(tokenizer, kind, **more), "model")
+@pytest.mark.parametrize("kind, more", PLAIN, ids=[kind for kind, _ in PLAIN])
+def test_other_architectures_get_a_prompt_for_each_completion_and_compute_what_their_own_forward_computes(srl, tokenizer, tmp_path, capsys, kind, more):
+    small(tokenizer, kind, **more).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = srl.load_policy(tmp_path)
+    assert "every completion gets its own prompt" in capsys.readouterr().out
+    ours = srl.generate(model, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=12, max_rows=3).completions                # three rows, then the fourth
+    for prompt, completion in zip(PROMPTS, ours, strict=True):
+        assert completion == model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt):].tolist()
+    sampled = srl.generate(model, tokenizer, PROMPTS, 2, max_new_tokens=12)
+    logprobs, mask, _ = srl.token_logprobs(model, [(prompt, sampled.completions[2 * i:2 * i + 2]) for i, prompt in enumerate(PROMPTS)])
+    for b, completion in enumerate(sampled.completions):
+        torch.testing.assert_close(logprobs[b][mask[b]], torch.tensor(sampled.logprobs[b]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(logprobs[b][mask[b]], plain_logprobs(model, PROMPTS[b // 2], completion), atol=1e-4, rtol=0)
+    logprobs.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()) and model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_a_short_window_is_computed_without_shared_prompts(srl, segment, tokenizer, tmp_path):
+    small(tokenizer, "mistral", sliding_window=14).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(segment.InputError, match="--no-share_prompts"):
+        srl.generate(*srl.load_policy(tmp_path), PROMPTS, 1, max_new_tokens=12)
+    model, _ = srl.load_policy(tmp_path, share=False)
+    ours = srl.generate(model, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=12).completions
+    for prompt, completion in zip(PROMPTS, ours, strict=True):
+        assert completion == model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12)[0, len(prompt):].tolist()
+
+
+def test_an_architecture_that_no_cache_serves_is_refused(srl, segment, tokenizer, tmp_path):
+    small(tokenizer, "mamba").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(segment.InputError, match="model of type mamba"):
+        srl.load_policy(tmp_path)
 
 
 def test_greedy_tokens_equal_generates_on_the_miniatures_model(srl, tokenizer, example):
