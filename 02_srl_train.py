@@ -329,7 +329,7 @@ def load_policy(name, device="cpu", dtype="float32", share=True):
         if unlike := other_scores(policy, PlainCache):
             raise segmentation.InputError(f"{name}: tokens decoded one by one are not scored as a model of type {policy.config.model_type} scores them "
                                           f"by itself ({unlike}); take another model")
-        print(f"{name}: every completion gets its own prompt, which is slower than sharing it, since shared ones would not do for this model ({why})")
+        print(f"{name}: every completion gets its own prompt, which is slower than a shared one ({why})")
     return policy, tokenizer
 
 
@@ -350,11 +350,11 @@ def other_scores(policy, cache_of):
         policy.set_attn_implementation("eager")
         own = distribution(policy(tokens[None]).logits[:, -1])
         apart = (own - distribution(scores)).abs().sum().item() / 2
-        if apart > (1e-3 if policy.dtype == torch.float32 else 0.2):                              # 16 bits that add up in another order are a few percent apart
+        if not apart < (1e-3 if policy.dtype == torch.float32 else 0.2):                          # 16 bits that add up in another order are a few percent apart
             return f"{apart:.1%} of the probability stands elsewhere"
         if cache_of is SharedPromptCache:
             behind = policy.get_output_embeddings()(policy.base_model(tokens[None]).last_hidden_state[:, -1])
-            if (own - distribution(behind)).abs().sum() > 1e-3:                                   # the same code twice: no rounding
+            if not (own - distribution(behind)).abs().sum() < 1e-3:                                   # the same code twice: no rounding
                 return "its scores are scaled or capped"
         return ""
     except Exception as error:  # an architecture of another kind fails in any way
