@@ -314,7 +314,7 @@ def load_shape(name):
 def load_policy(name, device="cpu", dtype="float32", share=True):
     """(policy, tokenizer) from a model folder or hub name. Raises InputError where there is none, or none that can be computed here.
 
-    share: compute each prompt once for its group. Where that would not give the scores of the model's own forward, it is not done: `shares_prompts`.
+    share: compute each prompt once for its group, unless that would not give the scores of the model's own forward.
     """
     with reading_model(name):
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -354,7 +354,7 @@ def other_scores(policy, cache_of):
             return f"{apart:.1%} of the probability stands elsewhere"
         if cache_of is SharedPromptCache:
             behind = policy.get_output_embeddings()(policy.base_model(tokens[None]).last_hidden_state[:, -1])
-            if not (own - distribution(behind)).abs().sum() < 1e-3:                                   # the same code twice: no rounding
+            if not (own - distribution(behind)).abs().sum() < 1e-3:                               # the same code twice: no rounding
                 return "its scores are scaled or capped"
         return ""
     except Exception as error:  # an architecture of another kind fails in any way
