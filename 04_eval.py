@@ -42,7 +42,6 @@ METHODS = {
     "base": ("Base", "#999999"), "sft_outline": ("SFT (outline)", "#E69F00"), "sft_reasoning": ("SFT (reasoning)", "#F0E442"), "rlvr": ("RLVR", "#56B4E9"),
     "sft_rlvr": ("SFT then RLVR", "#CC79A7"), "srl": ("SRL", "#009E73"), "srl_rlvr": ("SRL then RLVR", "#0072B2"),
     "sft_student": ("control: SFT, own-style thoughts", "#D55E00"), "rejection": ("control: rejection sampling", "#000000"),
-    "srl_rlvr_short": ("control: SRL then RLVR, 84,000", "#8DA0CB"),
 }
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}      # of every figure here and in the notebooks
 
@@ -238,7 +237,7 @@ def summary(results, benchmark):
 
 # what the paper claims, as differences: they are seen more sharply than two means, since both methods met the same problems
 COMPARISONS = [("srl", "base"), ("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"), ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"),
-               ("srl", "rejection"), ("srl", "sft_student"), ("srl_rlvr_short", "srl")]
+               ("srl", "rejection"), ("srl", "sft_student")]
 
 
 def paired_difference(results, others, benchmark):

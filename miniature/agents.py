@@ -14,7 +14,7 @@ as likely), so an edit can be found by trying and not by recognising it.
 
 in:      nothing
 out:     miniature/agents/expert.jsonl, miniature/agents/benchmarks/*.jsonl, miniature/agents/base/ (config, tokenizer, safetensors)
-command: python miniature/agents.py                 # 40 min of one CPU core, resumes where it stopped
+command: python miniature/agents.py                 # 7,500 batches, about 45 min of one CPU core, resumes where it stopped
          python miniature/agents.py --data_only     # the same without the base model, seconds
          python miniature/agents.py --check_only    # how well the base model reads, under a minute
 """
@@ -400,6 +400,7 @@ def draw_state(rng, held_out):
 
 def draw_calls(rng, held_out, num=5):
     """(prompt, completions), as make.pretrain reads them: a state, and calls drawn at random there."""
+    rlvr.failed_tests = without_processes                                                         # make.pretrain draws in a process of its own
     example = draw_state(rng, held_out)
     return prompt_text(example), [f"<think>{think}</think>\n{call}" for think, call in (random_call(example, rng) for _ in range(num))]
 
@@ -451,7 +452,7 @@ def check_calls(model, tokenizer, held_out, seed, num=400):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=40.0, help="length of the pretraining, of processor time")
+    parser.add_argument("--batches", type=int, default=7_500, help="length of the pretraining, batches of 2,500 tokens")
     parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
     parser.add_argument("--check_only", action="store_true", help="measure the base model that is there instead")
     parser.add_argument("--out", type=Path, default=HERE)
@@ -466,7 +467,7 @@ def main():
         print(f"{path}: {len(records)} tasks")
     if not args.data_only:
         draw = partial(draw_calls, held_out=seen)
-        model, tokenizer = make.pretrain(draw, args.seed, args.minutes, args.out / "base", isolated=ISOLATED, vocabulary=900)
+        model, tokenizer = make.pretrain(draw, args.seed, args.batches, args.out / "base", isolated=ISOLATED, vocabulary=900)
         check_calls(model.eval(), tokenizer, seen, args.seed)
 
 

@@ -27,14 +27,13 @@ from pathlib import Path
 from threading import Lock
 
 ROOT = Path(__file__).parent.parent
-METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "sft_student", "rejection", "srl_rlvr_short")
-NEEDS = {"srl_rlvr": "srl", "srl_rlvr_short": "srl", "sft_rlvr": "sft_outline"}
+METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "sft_student", "rejection")
+NEEDS = {"srl_rlvr": "srl", "sft_rlvr": "sft_outline"}
 SFT = ("02_srl_train.py", "--method", "sft", "--sft_target")
 # chosen on the 60 validation problems (README, "How the settings were chosen"); SRL runs with 02's defaults, RLVR longer than 03's, which fit a coffee break
 TRAIN = {
     "srl": ("02_srl_train.py",),
     "srl_rlvr": ("03_rlvr_train.py", "--rollouts", "60000"),
-    "srl_rlvr_short": ("03_rlvr_train.py",),
     # as many completions as SRL and RLVR together; where no group has a signal the batch only says how many are sampled side by side
     "rlvr": ("03_rlvr_train.py", "--rollouts", "108000", "--prompts_per_batch", "16"),
     "sft_rlvr": ("03_rlvr_train.py", "--rollouts", "108000"),
@@ -55,13 +54,13 @@ WORLDS = {
 }
 # what --tune tries: flags beside those of TRAIN, () as there.
 RATES = tuple(("--learning_rate", rate) for rate in ("3e-4", "1e-3", "3e-3"))
+SHORT = ("--rollouts", "36000")     # 03's default
 GRID = {
     "equations": {"srl": ((), ("--eps", "0.01"), ("--decay", "0"), ("--learning_rate", "1.5e-4"), ("--learning_rate", "6e-4"), ("--prompts_per_batch", "48"),
                           ("--prompts_per_batch", "48", "--learning_rate", "6e-4"), ("--loss_mean", "token")),
                   "sft_outline": RATES, "sft_reasoning": RATES[1:], "sft_student": RATES, "rejection": RATES,
-                  "srl_rlvr_short": ((), ("--learning_rate", "5e-5"), ("--learning_rate", "2e-4"), ("--prompts_per_batch", "12"),
-                                     ("--prompts_per_batch", "12", "--learning_rate", "2e-4"), ("--loss_mean", "token")),
-                  "srl_rlvr": ((),)},
+                  "srl_rlvr": ((), SHORT, (*SHORT, "--learning_rate", "5e-5"), (*SHORT, "--learning_rate", "2e-4"), (*SHORT, "--prompts_per_batch", "12"),
+                               (*SHORT, "--prompts_per_batch", "12", "--learning_rate", "2e-4"), (*SHORT, "--loss_mean", "token"))},
     "agents": {"srl": ((), ("--learning_rate", "1.5e-4"), ("--learning_rate", "6e-4"), ("--loss_mean", "token")), "sft_outline": RATES,
                "srl_rlvr": ((), ("--learning_rate", "1e-4"), ("--learning_rate", "6e-4"), ("--loss_mean", "completion"))},
 }

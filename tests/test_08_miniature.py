@@ -3,6 +3,7 @@ import json
 import operator
 import random
 import re
+from functools import partial
 
 import make
 import pytest
@@ -61,6 +62,16 @@ def test_expert_solutions_end_in_their_answer_and_hold_no_thoughts(segment):
 def test_the_base_model_was_trained_on_the_prompt_that_the_scripts_send(srl, tokenizer, example):
     sent = tokenizer.apply_chat_template(srl.srl_prompt(example), add_generation_prompt=True, tokenize=False)
     assert sent == make.prompt_text(example["problem"], example["partial"].splitlines())
+
+
+def test_the_base_model_reads_the_same_batches_after_an_interruption_and_no_problem_of_the_data(tokenizer):
+    _, held_out = make.make_data(seed=1)
+    read = partial(make.read_batches, partial(make.draw_moves, held_out=held_out), 1, ROOT / "miniature/base")
+    batches = read(3)
+    assert batches == read(3) and all(2500 <= len(batch) * sum(map(len, batch[-1])) < 3500 for batch in batches)
+    for prompt, *moves in (row for batch in batches for row in batch):
+        assert re.match(r"<\|user\|>Solve (.+)\n", tokenizer.decode(prompt))[1] not in held_out
+        assert len(moves) == 4 and all(move[-1] == tokenizer.eos_token_id for move in moves)
 
 
 def test_the_tokenizer_returns_every_text(tokenizer):
