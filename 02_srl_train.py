@@ -435,7 +435,8 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
     """Log-probabilities of the completions' tokens, each prompt computed once for its group.
 
     groups: list of (prompt ids, list of completions' ids), B completions in all. Returns logprobs (B, T), mask bool (B, T) and the mean entropy.
-    One pass over the prompts, then passes over completions of like length, which look back at their prompt's keys and values.
+    One pass over the prompts, then passes over completions of like length, which look back at their prompt's keys and values. Equal completions of a group
+    are computed once.
     The head sees completion positions only, in chunks of head_numbers logits that are made again for the gradient, unless the vocabulary is tiny: nothing
     of size tokens x vocabulary stays alive.
     """
@@ -445,9 +446,11 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
     pass_tokens = 750 if device.type == "cpu" else 16_000                                          # about as many activations as a core's cache holds
     if isinstance(policy, FSDPModule):                                                            # every rank has to make as many passes: two
         pass_tokens = math.inf
-    completions = [(n, completion) for n, (_, group) in enumerate(groups) for completion in group]
+    unique = {}                                                                                   # (group, completion) -> its place among those computed
+    which = [unique.setdefault((n, tuple(completion)), len(unique)) for n, (_, group) in enumerate(groups) for completion in group]      # (B,)
+    completions = [(n, list(completion)) for n, completion in unique]
     lengths = torch.tensor([len(c) for _, c in completions], device=device)
-    mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]                     # (B, T), from lengths: EOS is trained, padding is not
+    mask = torch.arange(int(lengths.max()), device=device) < lengths[which, None]                 # (B, T), from lengths: EOS is trained, padding is not
     ids, real, causal, positions = left_pad([prompt for prompt, _ in groups], device, policy.dtype)
     cache = PromptCache()
     prompt_end = policy.base_model(input_ids=ids, attention_mask=causal, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
@@ -456,7 +459,7 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
     head = policy.get_output_embeddings()
     head_tokens = max(1, head_numbers // len(head.weight))
     of_chunk = chunk_logprobs if len(head.weight) <= 1000 else partial(torch.utils.checkpoint.checkpoint, chunk_logprobs, use_reentrant=False)
-    logprobs, entropies, begin = [None] * len(completions), [], 0
+    logprobs, entropies, begin = [None] * len(completions), [None] * len(completions), 0
     while begin < len(order):
         end = begin + 1
         while end < len(order) and (end + 1 - begin) * len(completions[order[end]][1]) <= pass_tokens:
@@ -476,10 +479,10 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
         hidden, targets = hidden[inside], padded[inside]
         chunks = [of_chunk(hidden[i:i + head_tokens], head.weight, head.bias, targets[i:i + head_tokens], temperature)
                   for i in range(0, len(targets), head_tokens)]
-        entropies += [entropy for _, entropy in chunks]
-        for b, row in zip(part, torch.cat([p for p, _ in chunks]).split(lengths[part].tolist()), strict=True):
-            logprobs[b] = row
-    return torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True), mask, torch.cat(entropies).mean()
+        for kind, values in zip((logprobs, entropies), zip(*chunks, strict=True), strict=True):
+            for b, row in zip(part, torch.cat(values).split(lengths[part].tolist()), strict=True):
+                kind[b] = row
+    return torch.nn.utils.rnn.pad_sequence([logprobs[i] for i in which], batch_first=True), mask, torch.cat([entropies[i] for i in which]).mean()
 
 
 # 4. Rollout: G completions per prompt
@@ -500,8 +503,8 @@ class SharedPromptCache:
     """Keys and values of B rows in groups that share a prompt. A decode step writes one column and copies (nearly) nothing.
 
         prompts[layer]   keys (P, H_kv, D, T), values (P, H_kv, T, D)     each prompt once, padded on the left to T
-        own[layer]       keys and values (B, H_kv, room, D)               what row b wrote, in columns 0 .. length[b] - 1; room grows by 32
-        group (B,)       the prompt of each row, ascending
+        own[layer]       keys and values (B or more, H_kv, room, D)       what row b wrote, in columns 0 .. length[b] - 1; room grows by 32
+        group (B,)       the prompt of each row
         place (B,)       its place in a grid of P lines, `width` rows each (shared_prompt_attention); row_at (P * width,) the row at a place
     """
     joined = 0.8            # while at most so many of the places are taken, waiting prompts join
@@ -520,10 +523,15 @@ class SharedPromptCache:
             return key, value
         for buffer, new in zip(self.own[layer], (key, value), strict=True):
             if self.hide_future is None:
-                buffer[:, :, self.used - 1] = new[:, :, 0]
+                buffer[:len(new), :, self.used - 1] = new[:, :, 0]
             else:
                 buffer[self.row, :, self.length] = new[:, :, 0]
-        return tuple(buffer[:, :, :self.used] for buffer in self.own[layer])
+        return tuple(buffer[:len(key), :, :self.used] for buffer in self.own[layer])
+
+    @property
+    def branches(self):
+        """Whether completions that begin alike share a row until they part: a GPU's recorded steps want the same rows."""
+        return not self.static
 
     def get_seq_length(self, layer=0):
         return 0
@@ -547,7 +555,7 @@ class SharedPromptCache:
             pairs = [self.prompts.get(layer, [key[:0], value[:0]]), *(reading[layer] for reading in readings)]
             self.prompts[layer] = [torch.cat([pad_left(pair[i], axis, T) for pair in pairs]).contiguous() for i, axis in ((0, 3), (1, 2))]
             new = [value.new_zeros(len(group), value.shape[1], self.room, D) for D in (key.shape[2], value.shape[3])]
-            self.own[layer] = [torch.cat(pair) for pair in zip(self.own.get(layer, [t[:0] for t in new]), new, strict=True)]
+            self.own[layer] = [torch.cat([t[:len(self.group)], more]) for t, more in zip(self.own.get(layer, new), new, strict=True)]
         self.seen = torch.cat([pad_left(t, 1, T) for t in (self.seen, *reals)])
         self.group, self.length = torch.cat([self.group, P + group]), torch.cat([self.length, torch.zeros_like(group)])
         self.arrange()
@@ -564,12 +572,24 @@ class SharedPromptCache:
         self.length = self.length[rows]
         self.arrange()
 
+    def branch(self, rows):
+        """Open a new row for each of these, with the same prompt and the same tokens."""
+        old, new = len(self.group), len(self.group) + len(rows)
+        for pair in self.own.values():
+            for i, t in enumerate(pair):
+                if len(t) < new:
+                    pair[i] = t = torch.cat([t, t.new_zeros(new, *t.shape[1:])])
+                t[old:new] = t[rows]
+        self.group, self.length = torch.cat([self.group, self.group[rows]]), torch.cat([self.length, self.length[rows]])
+        self.arrange()
+
     def arrange(self):
         """Give each row its place beside the others of its group."""
         self.row, self.graph, self.alike = torch.arange(len(self.group), device=self.group.device), None, 0
-        counts = torch.bincount(self.group, minlength=len(self.seen))
+        counts, order = torch.bincount(self.group, minlength=len(self.seen)), self.group.argsort(stable=True)
         self.width = int(counts.max()) if len(counts) else 0
-        self.place = self.group * self.width + self.row - (counts.cumsum(0) - counts)[self.group]
+        self.place = self.group * self.width
+        self.place[order] += self.row - (counts.cumsum(0) - counts)[self.group[order]]
         self.row_at = self.place.new_zeros(len(self.seen) * self.width)
         self.row_at[self.place] = self.row
         self.hide_padding = additive(self.seen, self.policy.dtype)[:, None, None]
@@ -615,6 +635,7 @@ class SharedPromptCache:
 class PlainCache:
     """What SharedPromptCache does, for every other architecture: the model's own forward with transformers' cache, a prompt again for each of its rows."""
     joined = 0.0            # a batch is decoded to its end
+    branches = False
 
     def __init__(self, policy):
         self.policy, self.length = policy, torch.zeros(0, dtype=torch.long, device=policy.device)
@@ -654,7 +675,7 @@ def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tokens = max_new_tokens + max(len(prompt) / (size if shares_prompts(policy) else 1) for prompt, size in zip(prompts, sizes, strict=True))
-    scores = 3 * 4 * len(policy.get_output_embeddings().weight)                                  # distribution and its sum, float32
+    scores = 4 * 4 * len(policy.get_output_embeddings().weight)                                  # distribution and its sum, of each row and completion
     return max(1, int(free / 2 / (tokens * 2 * config.num_hidden_layers * heads * head_dim * number + scores)))
 
 
@@ -669,9 +690,11 @@ def free_bytes(device):
 def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384, uniforms=None):
     """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns a Rollout of P*G in order.
 
-    uniforms (P*G, max_new_tokens): the numbers in [0, 1) that the tokens are drawn with; a row's tokens depend on its own alone, not on who stands beside it.
-    At most max_rows rows are decoded side by side, as many as memory holds. When a fifth of them is finished they leave and waiting prompts take their
-    places. temperature 0 is greedy. Raises InputError where the model's attention has a shorter window.
+    uniforms (P*G, max_new_tokens): the numbers in [0, 1) that the tokens are drawn with, -1 for the likeliest token; what a completion draws depends on its
+    own numbers alone, not on who stands beside it.
+    At most max_rows completions are decoded side by side, as many as memory holds; on a CPU those of a prompt that have begun alike are one row of the cache,
+    which branches where they part. When a fifth of the rows is finished they leave, and waiting prompts take the places of finished completions.
+    temperature 0 is greedy. Raises InputError where the model's attention has a shorter window.
     """
     longest = max(map(len, prompts), default=0)
     if shares_prompts(policy) and (problems := beyond_window(policy.config, policy.config.name_or_path, longest, max_new_tokens)):
@@ -687,30 +710,44 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     if temperature:
         uniforms = torch.rand(B, max_new_tokens, device=device) if uniforms is None else uniforms.to(device)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
-    cache, row, scores = (SharedPromptCache if shares_prompts(policy) else PlainCache)(policy), torch.zeros(0, dtype=torch.long, device=device), None
-    while waiting or len(row):
-        if waiting and len(row) <= cache.joined * max_rows:
-            chosen, room = [waiting.pop()], max_rows - len(row)
+    cache = (SharedPromptCache if shares_prompts(policy) else PlainCache)(policy)
+    going = row = scores = torch.zeros(0, dtype=torch.long, device=device)                       # completions that go on, and the row of the cache of each
+    while waiting or len(going):
+        if waiting and len(going) <= cache.joined * max_rows:
+            chosen, room, rows = [waiting.pop()], max_rows - len(going), len(cache.length)
             while waiting and sum(sizes[i] for i in chosen) + sizes[waiting[-1]] <= room:
                 chosen.append(waiting.pop())
-            new = cache.admit([prompts[i] for i in chosen], [sizes[i] for i in chosen])
-            scores = torch.cat([scores, new]) if len(row) else new
-            row = torch.cat([row, *(torch.arange(first[i], first[i + 1], device=device) for i in chosen)])
-        distribution = (scores.float() / (temperature or 1.0)).softmax(-1)                       # (rows, V)
+            new = cache.admit([prompts[i] for i in chosen], [1 if cache.branches else sizes[i] for i in chosen])
+            scores = torch.cat([scores, new]) if rows else new
+            opened = torch.arange(rows, rows + len(new), device=device)
+            row = torch.cat([row, opened.repeat_interleave(torch.tensor([sizes[i] for i in chosen], device=device)) if cache.branches else opened])
+            going = torch.cat([going, *(torch.arange(first[i], first[i + 1], device=device) for i in chosen)])
+        distribution, length, V = (scores.float() / (temperature or 1.0)).softmax(-1), cache.length[row], scores.shape[-1]      # (rows, V), (completions,)
         if temperature:  # the inverse of the cumulative distribution at a uniform number is a draw from it
-            token = torch.searchsorted(distribution.cumsum(-1), uniforms[row, cache.length, None])[:, 0].clamp(max=distribution.shape[-1] - 1)
+            number = uniforms[going, length]
+            token = torch.searchsorted(distribution.cumsum(-1)[row], number[:, None])[:, 0].clamp(max=V - 1)
+            token = torch.where(number < 0, scores.argmax(-1)[row], token)
         else:
-            token = scores.argmax(-1)
-        tokens[row, cache.length], logprobs[row, cache.length] = token, distribution.gather(-1, token[:, None])[:, 0].log()
+            token = scores.argmax(-1)[row]
+        tokens[going, length], logprobs[going, length] = token, distribution[row, token].log()
         ended = torch.isin(token, eos)
-        ends[row[ended]] = ends[row[ended]].minimum(cache.length[ended] + 1)
-        alive = (ends[row] > cache.length + 1).nonzero()[:, 0]
-        # finished rows leave, not one by one: it costs a copy
-        if len(alive) < 0.8 * len(row) or int(cache.length.max()) + 1 == max_new_tokens:
-            row, token = row[alive], token[alive]
-            cache.keep(alive)
-        if len(row):
-            scores = cache.step(token)
+        ends[going[ended]] = length[ended] + 1
+        stay = (~ended & (length + 1 < max_new_tokens)).nonzero()[:, 0]
+        going = going[stay]
+        histories, history = (row * V + token)[stay].unique(return_inverse=True)                  # rows, each with a token that goes on from it; ascending
+        row, token = histories // V, histories % V
+        if len(row) < 0.8 * len(cache.length) or int(cache.length.max()) + 1 == max_new_tokens:   # rows that ended leave, not one by one: it costs a copy
+            kept = row.unique_consecutive()
+            row = torch.searchsorted(kept, row)
+            cache.keep(kept)
+        again = torch.diff(row, prepend=row.new_full((1,), -1)) == 0                              # a second token from the same row
+        if cache.branches and again.any():
+            new = torch.arange(int(again.sum()), device=device) + len(cache.length)
+            cache.branch(row[again])
+            row[again] = new
+        if len(going):
+            scores = cache.step(token.new_zeros(len(cache.length)).index_put((row,), token))
+        row = row[history]
     policy.train(was_training)
     ids, logprobs = [[values[:n] for values, n in zip(t.tolist(), ends.tolist(), strict=True)] for t in (tokens, logprobs)]
     ended = set(eos.tolist())
@@ -732,11 +769,12 @@ def random_stream(seed, turn, shape):
     return torch.rand(shape, generator=torch.Generator().manual_seed(random.Random(f"{seed}, turn {turn}").getrandbits(62)))
 
 
-def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temperature=None, seeds=None):
+def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temperature=None, seeds=None, greedy=False):
     """G episodes for each of P examples: complete, read the action, extend the context, until `extend` returns None or max_turns is reached.
 
     extend(example, completion) -> the example with its context extended, or None where the episode is over; None itself: one turn.
     seeds: P names of random streams, one an example; without them they are drawn. Returns P lists of G Episodes. Equal contexts of a turn are computed once.
+    greedy: the last episode of each group is not sampled, it takes the likeliest token every time.
     """
     temperature = cfg.temperature if temperature is None else temperature
     seeds = torch.randint(2**62, (len(examples),)).tolist() if seeds is None else seeds
@@ -754,6 +792,8 @@ def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temp
             picks = [i for i, group in enumerate(shared.values()) for _ in group]
         else:
             streams = {i: random_stream(seeds[i], turn, (group_size, cfg.max_new_tokens)) for i, _ in active}
+            for stream in streams.values() if greedy else ():
+                stream[-1] = -1
             uniforms = torch.stack([streams[i][g] for i, g in places])
             rollout = generate(policy, tokenizer, prompts, [len(group) for group in shared.values()], temperature, cfg.max_new_tokens, cfg.max_rows, uniforms)
             picks = range(len(rollout.texts))
@@ -1034,7 +1074,7 @@ def merged_weights(policy, dtype=None):
 
 
 def micro_batches(turns, max_tokens):
-    """Turns (prompt ids, completion ids, ..) gathered by prompt, in lists of groups that hold about max_tokens tokens, a shared prompt counted once."""
+    """Turns (prompt ids, completion ids, ..) gathered by prompt, in lists of groups that hold about max_tokens tokens: what is computed once counts once."""
     by_prompt = {}
     for turn in turns:
         by_prompt.setdefault(tuple(turn[0]), []).append(turn)
@@ -1042,12 +1082,15 @@ def micro_batches(turns, max_tokens):
     for prompt, group in by_prompt.items():
         size += len(prompt)
         batch.append([])
-        for turn in group:
-            if size + len(turn[1]) > max_tokens and batch[0]:                                     # full: the rest of the group opens the next one
+        seen = set()
+        for turn in sorted(group, key=lambda turn: turn[1]):                                      # equal completions stand together
+            new = 0 if tuple(turn[1]) in seen else len(turn[1])
+            if size + new > max_tokens and batch[0]:                                              # full: the rest of the group opens the next one
                 batches.append([g for g in batch if g])
-                batch, size = [[]], len(prompt)
+                batch, size, seen, new = [[]], len(prompt), set(), len(turn[1])
             batch[-1].append(turn)
-            size += len(turn[1])
+            seen.add(tuple(turn[1]))
+            size += new
     return batches + [batch]
 
 
@@ -1060,7 +1103,7 @@ def rank_batches(policy, turns, max_tokens):
     if num_ranks() > 1:
         for turn in turns:
             groups.setdefault(tuple(turn[0]), []).append(turn)
-        size, mine = lambda group: len(group[0][0]) + sum(len(turn[1]) for turn in group), []
+        size, mine = lambda group: len(group[0][0]) + sum(map(len, {tuple(turn[1]) for turn in group})), []
         for group in sorted(groups.values(), key=size, reverse=True):
             lightest = loads.index(min(loads))
             loads[lightest] += size(group)
@@ -1111,9 +1154,12 @@ def update(policy, optimizer, turns, cfg, seed=0):
 
 
 def update_cost(turns, seconds):
-    """What an update took, and the part of its prompt tokens that sharing saved: turns with the same prompt ids count it once."""
-    unshared, shared = sum(len(turn[0]) for turn in turns), sum(map(len, {tuple(turn[0]) for turn in turns}))
-    return {"seconds_update": seconds, "update_tokens_per_second": sum(len(turn[1]) for turn in turns) / seconds, "prompt_tokens_saved": 1 - shared / unshared}
+    """What an update took, and the parts of its tokens that sharing saved: turns with the same prompt compute it once, and equal completions of it."""
+    prompts, completions = sum(len(turn[0]) for turn in turns), sum(len(turn[1]) for turn in turns)
+    computed = {(tuple(turn[0]), tuple(turn[1])) for turn in turns}
+    return {"seconds_update": seconds, "update_tokens_per_second": completions / seconds,
+            "prompt_tokens_saved": 1 - sum(map(len, {prompt for prompt, _ in computed})) / prompts,
+            "completion_tokens_saved": 1 - sum(len(completion) for _, completion in computed) / completions}
 
 
 def peak_gb(device):

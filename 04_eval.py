@@ -132,11 +132,10 @@ def attempts_file(path, settings, policy_of, problems, args):
     def attempt(part):
         """The records of (number, problem) pairs."""
         examples, seeds = [{**p, "partial": ""} for _, p in part], [f"{args.seed}, problem {i}" for i, _ in part]
-        greedy = srl.play(policy, tokenizer, examples, 1, make_prompt, extend, cfg, temperature=0)
-        sampled = srl.play(policy, tokenizer, examples, args.k, make_prompt, extend, cfg, temperature=args.temperature, seeds=seeds)
+        played = srl.play(policy, tokenizer, examples, args.k + 1, make_prompt, extend, cfg, temperature=args.temperature, seeds=seeds, greedy=True)
         kept = ("id", "answer", "files", "visible", "hidden")
-        return [{**{name: p[name] for name in kept if name in p}, "greedy": attempt_record(g[0]), "sampled": [attempt_record(e) for e in s]}
-                for (_, p), g, s in zip(part, greedy, sampled, strict=True)]
+        return [{**{name: p[name] for name in kept if name in p}, "greedy": attempt_record(g), "sampled": [attempt_record(e) for e in s]}
+                for (_, p), (*s, g) in zip(part, played, strict=True)]
     size = math.ceil(4 * args.max_rows * srl.num_ranks() / args.k)                                # problems at a time: enough rows for the places to stay taken
     for begin in range(len(known), len(problems), size):
         records = srl.on_all_ranks(attempt, list(enumerate(problems))[begin:begin + size])
@@ -504,7 +503,7 @@ def main():
     parser.add_argument("--max_turns", type=int, help="steps of an attempt in stepwise mode, calls of an agent; default: 10 and 12")
     parser.add_argument("--unsafe_tests", action="store_true", help="agents: run tests of edited code also where the system has no seccomp")
     parser.add_argument("--dtype", choices=srl.CHOICES["dtype"], default=srl.Config.dtype)
-    parser.add_argument("--max_rows", type=int, default=srl.Config.max_rows)
+    parser.add_argument("--max_rows", type=int, default=1024)
     parser.add_argument("--share_prompts", action=argparse.BooleanOptionalAction, default=True, help="compute a prompt once for its completions")
     parser.add_argument("--limit", type=int, help="only the first so many problems of a benchmark")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")

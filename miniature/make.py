@@ -441,8 +441,9 @@ def read_batches(draw, seed, folder, index):
     return batches
 
 
-def read_ahead(function, num=max(1, min(4, (os.cpu_count() or 1) - 1))):
-    """function(0), function(1), ...: num processes compute the next ones meanwhile."""
+def read_ahead(function):
+    """function(0), function(1), ...: other processes compute the next ones meanwhile."""
+    num = max(1, min(4, (os.cpu_count() or 1) - 1))
     with ProcessPoolExecutor(num, get_context("spawn")) as pool:
         later = deque(pool.submit(function, index) for index in range(num))
         for index in itertools.count(num):

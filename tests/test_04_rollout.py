@@ -188,12 +188,12 @@ def test_rows_side_by_side_are_as_many_as_memory_holds(srl, tiny, tokenizer, mon
     """By hand: a token of the tiny model takes layers x heads x dimension keys and as many values of 4 bytes."""
     c = tiny.config
     a_token = 2 * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads) * 4
-    a_row = (20 + 40 / 8) * a_token + 12 * c.vocab_size
+    a_row = (20 + 40 / 8) * a_token + 16 * c.vocab_size
     fits = lambda free: srl.rows_that_fit(tiny, [[5] * 40, [5] * 3], [8, 1], 20, free)  # noqa: E731
     assert fits(2 * 7 * a_row + 10) == 7 and fits(2 * 7 * a_row - 10) == 6 and fits(0) == 1
     widths, step = [], srl.SharedPromptCache.step
     monkeypatch.setattr(srl.SharedPromptCache, "step", lambda self, token: widths.append(len(token)) or step(self, token))
-    monkeypatch.setattr(srl, "free_bytes", lambda device: 2 * 4 * (4 + 7) * a_token + 8 * 12 * c.vocab_size)
+    monkeypatch.setattr(srl, "free_bytes", lambda device: 2 * 4 * (4 + 7) * a_token + 8 * 16 * c.vocab_size)
     srl.generate(tiny, tokenizer, PROMPTS, 1, max_new_tokens=4)
     assert max(widths) <= 4
     widths.clear()

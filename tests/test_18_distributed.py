@@ -36,7 +36,7 @@ def assert_same_run(out, one):
     if (one / "completions.txt").exists():
         assert (out / "completions.txt").read_text() == (one / "completions.txt").read_text()
     for a, b in zip(*(state["optimizer"]["weights"] for state in states), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+        torch.testing.assert_close(a, b, atol=5e-5, rtol=0)          # where a gradient is nearly 0, Adam makes of its rounding a part of a step of 3e-4
 
 
 def test_two_ranks_learn_the_same_as_one_with_whole_and_with_sharded_weights(srl, one, tmp_path):
