@@ -140,6 +140,51 @@ def test_gradients_with_a_shared_prompt_equal_those_of_separate_sequences(srl, t
     assert (shared - separate).norm() < 1e-5 * separate.norm()
 
 
+def test_equal_completions_of_a_group_are_computed_once_and_learned_from_as_often_as_they_stand(srl, tiny, tokenizer, monkeypatch):
+    prompt, group, advantages = PROMPTS[1], [[40, 41, 1], [43, 1], [40, 41, 1], [40, 41, 1]], torch.tensor([1.0, -3.0, 1.5, 0.5])
+    passes, forward = [], tiny.model.forward
+    monkeypatch.setattr(tiny.model, "forward", lambda *args, **kwargs: passes.append(kwargs["input_ids"].shape) or forward(*args, **kwargs))
+    logprobs, mask, entropy = srl.token_logprobs(tiny, [(prompt, group)])
+    assert passes == [(1, len(prompt)), (2, 2)]                                                  # two completions, the last token is not read
+    (logprobs * mask).sum(1).mul(advantages).sum().backward()
+    ours = torch.cat([p.grad.flatten() for p in tiny.parameters()])
+    tiny.zero_grad()
+    sum(plain_logprobs(tiny, prompt, c).sum() * a for c, a in zip(group, advantages, strict=True)).backward()
+    plain = torch.cat([p.grad.flatten() for p in tiny.parameters()])
+    assert (ours - plain).norm() < 1e-5 * plain.norm()
+    apart = [srl.token_logprobs(tiny, [(prompt, [c])])[2] for c in group]
+    assert entropy.item() == pytest.approx(sum(e.item() * len(c) for e, c in zip(apart, group, strict=True)) / 11, rel=1e-5)
+
+
+def test_completions_that_begin_alike_share_a_row_until_they_part(srl, tokenizer, example, monkeypatch):
+    policy, _ = srl.load_policy(str(srl.HERE / "miniature/base"))
+    prompts = [srl.encode(tokenizer, srl.srl_prompt({**example, "problem": f"Solve {text}", "partial": ""})) for text in ("3x + 4 = 19", "2(5x - 7) + 3 = 25")]
+    widths, step, uniforms = [], srl.SharedPromptCache.step, torch.rand(32, 80, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(srl.SharedPromptCache, "step", lambda self, token: widths.append(len(token)) or step(self, token))
+    shared = srl.generate(policy, tokenizer, prompts, 16, max_new_tokens=80, uniforms=uniforms)
+    assert 0 < sum(widths) < 0.8 * sum(map(len, shared.completions))
+    for n, width in enumerate(widths, 1):
+        alive = {(b // 16, *completion[:n]) for b, completion in enumerate(shared.completions) if len(completion) > n}
+        assert len(alive) <= width <= len(alive) / 0.8                                           # rows that ended stay until they are a fifth
+    monkeypatch.setattr(srl.SharedPromptCache, "branches", False)
+    apart = srl.generate(policy, tokenizer, prompts, 16, max_new_tokens=80, uniforms=uniforms)
+    assert shared.completions == apart.completions and shared.finished == apart.finished
+    torch.testing.assert_close(torch.tensor(sum(shared.logprobs, [])), torch.tensor(sum(apart.logprobs, [])), atol=1e-4, rtol=0)
+
+
+def test_among_sampled_completions_one_may_take_the_likeliest_tokens(srl, tiny, tokenizer, example):
+    uniforms = torch.rand(len(PROMPTS) * 3, 20)
+    uniforms[::3] = -1
+    mixed = srl.generate(tiny, tokenizer, PROMPTS, 3, max_new_tokens=20, uniforms=uniforms)
+    assert mixed.completions[::3] == srl.generate(tiny, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=20).completions
+    uniforms[::3] = 0.5
+    assert mixed.completions[1::3] == srl.generate(tiny, tokenizer, PROMPTS, 3, max_new_tokens=20, uniforms=uniforms).completions[1::3]
+    cfg, ask = srl.Config(max_new_tokens=10, max_turns=2), (srl.srl_prompt, lambda e, text: e)
+    (three,), (two,) = (srl.play(tiny, tokenizer, [example], n, *ask, cfg, seeds=["a"], greedy=n == 3) for n in (3, 2))
+    ((greedy,),) = srl.play(tiny, tokenizer, [example], 1, *ask, cfg, temperature=0)
+    assert three[2].turns[0][1] == greedy.turns[0][1] and [e.turns[0][1] for e in three[:2]] == [e.turns[0][1] for e in two]
+
+
 def test_several_end_ids_all_end_a_completion(srl, tiny, tokenizer):
     tiny.generation_config.eos_token_id = list(range(0, 200))
     rollout = srl.generate(tiny, tokenizer, PROMPTS, 4, max_new_tokens=60)
