@@ -2,6 +2,7 @@
 
 step      a whole SRL step against TRL's GRPOTrainer (needs trl): same model, prompts, G, longest completion, reward, Adam; no dynamic sampling in either
 rollout   tokens a second against transformers' generate(num_return_sequences=8), on the miniature
+          both with the base model, or another of the miniature: --model runs/srl/model, whose completions are more alike
 update    each prompt computed once against each completion as a sequence of its own, random model of 20 M parameters, three shapes
 memory    peak memory of the update at a vocabulary of 151,936 against a plain forward with all logits
 reward    similarities a second on real steps (../shared) or the miniature's, against difflib alone
@@ -39,10 +40,10 @@ def seconds(function, repeats=3):
     return statistics.median(times[1:])
 
 
-def miniature(P):
+def miniature(P, model):
     """The policy, its tokenizer and P training examples, spread over the expert's problems."""
     examples, _ = srl.segmentation.segment(srl.segmentation.read_jsonl(ROOT / "miniature/expert.jsonl"))
-    return *srl.load_policy(str(ROOT / "miniature/base")), random.Random(0).sample(examples, P)
+    return *srl.load_policy(model), random.Random(0).sample(examples, P)
 
 
 def random_model(vocab_size=496, **size):
@@ -50,12 +51,12 @@ def random_model(vocab_size=496, **size):
     return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab_size, tie_word_embeddings=True, attn_implementation="grouped_query", **size))
 
 
-def step():
+def step(model):
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
     P, G, steps = 48, 8, 3
-    policy, tokenizer, examples = miniature(P)
+    policy, tokenizer, examples = miniature(P, model)
     cfg = srl.Config(device="cpu", prompts_per_batch=P, max_tries=1, eps=-1.0)         # eps below 0: every group is kept
     optimizer = srl.make_optimizer(policy, cfg)
     parts = []
@@ -79,7 +80,7 @@ def step():
         def on_step_end(self, *args, **kwargs):
             ends.append(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
-        trainer = GRPOTrainer(str(ROOT / "miniature/base"), reward, train_dataset=data, args=GRPOConfig(
+        trainer = GRPOTrainer(model, reward, train_dataset=data, args=GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, per_device_train_batch_size=P, gradient_accumulation_steps=G, num_generations=G,
             max_completion_length=cfg.max_new_tokens, learning_rate=cfg.learning_rate, beta=0.0, max_steps=steps + 1, save_strategy="no",
             report_to="none", disable_tqdm=True, gradient_checkpointing=False), callbacks=[Clock()])
@@ -88,8 +89,8 @@ def step():
     print(f"TRL:  {theirs:.2f} s a step; ratio {theirs / our_time:.1f}")
 
 
-def rollout():
-    policy, tokenizer, examples = miniature(48)
+def rollout(model):
+    policy, tokenizer, examples = miniature(48, model)
     prompts = [srl.encode(tokenizer, srl.srl_prompt(e)) for e in examples]
     tokens = []
 
@@ -236,9 +237,11 @@ def main():
     sections = {f.__name__: f for f in (step, rollout, update, memory, reward, growth, plan)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="*", help=f"some of {', '.join(sections)}; default: all")
-    for name in parser.parse_args().sections or sections:
+    parser.add_argument("--model", default=str(ROOT / "miniature/base"), help="of step and rollout")
+    args = parser.parse_args()
+    for name in args.sections or sections:
         print(f"== {name}")
-        sections[name]()
+        sections[name](*([args.model] if name in ("step", "rollout") else []))
 
 
 if __name__ == "__main__":
