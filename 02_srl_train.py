@@ -709,6 +709,8 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     ends = torch.full((B,), max_new_tokens, device=device)
     if temperature:
         uniforms = torch.rand(B, max_new_tokens, device=device) if uniforms is None else uniforms.to(device)
+    else:
+        uniforms = torch.full((B, max_new_tokens), -1.0, device=device)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
     cache = (SharedPromptCache if shares_prompts(policy) else PlainCache)(policy)
     going = row = scores = torch.zeros(0, dtype=torch.long, device=device)                       # completions that go on, and the row of the cache of each
@@ -717,37 +719,36 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
             chosen, room, rows = [waiting.pop()], max_rows - len(going), len(cache.length)
             while waiting and sum(sizes[i] for i in chosen) + sizes[waiting[-1]] <= room:
                 chosen.append(waiting.pop())
-            new = cache.admit([prompts[i] for i in chosen], [1 if cache.branches else sizes[i] for i in chosen])
+            width = torch.tensor([sizes[i] for i in chosen], device=device)
+            new = cache.admit([prompts[i] for i in chosen], [1] * len(chosen) if cache.branches else width.tolist())
             scores = torch.cat([scores, new]) if rows else new
             opened = torch.arange(rows, rows + len(new), device=device)
-            row = torch.cat([row, opened.repeat_interleave(torch.tensor([sizes[i] for i in chosen], device=device)) if cache.branches else opened])
+            row = torch.cat([row, opened.repeat_interleave(width) if cache.branches else opened])
             going = torch.cat([going, *(torch.arange(first[i], first[i + 1], device=device) for i in chosen)])
         distribution, length, V = (scores.float() / (temperature or 1.0)).softmax(-1), cache.length[row], scores.shape[-1]      # (rows, V), (completions,)
-        if temperature:  # the inverse of the cumulative distribution at a uniform number is a draw from it
-            number = uniforms[going, length]
-            token = torch.searchsorted(distribution.cumsum(-1)[row], number[:, None])[:, 0].clamp(max=V - 1)
-            token = torch.where(number < 0, scores.argmax(-1)[row], token)
-        else:
-            token = scores.argmax(-1)[row]
+        number = uniforms[going, length]
+        # the inverse of the cumulative distribution at a uniform number is a draw from it
+        token = torch.searchsorted(distribution.cumsum(-1)[row], number[:, None])[:, 0].clamp(max=V - 1)
+        token = torch.where(number < 0, scores.argmax(-1)[row], token)
         tokens[going, length], logprobs[going, length] = token, distribution[row, token].log()
         ended = torch.isin(token, eos)
         ends[going[ended]] = length[ended] + 1
         stay = (~ended & (length + 1 < max_new_tokens)).nonzero()[:, 0]
         going = going[stay]
-        histories, history = (row * V + token)[stay].unique(return_inverse=True)                  # rows, each with a token that goes on from it; ascending
-        row, token = histories // V, histories % V
+        pairs, pair = (row * V + token)[stay].unique(return_inverse=True)                         # what goes on: (row, token), each once, ascending
+        row, token = pairs // V, pairs % V
         if len(row) < 0.8 * len(cache.length) or int(cache.length.max()) + 1 == max_new_tokens:   # rows that ended leave, not one by one: it costs a copy
             kept = row.unique_consecutive()
             row = torch.searchsorted(kept, row)
             cache.keep(kept)
-        again = torch.diff(row, prepend=row.new_full((1,), -1)) == 0                              # a second token from the same row
+        again = torch.diff(row, prepend=row.new_full((1,), -1)) == 0                              # another token from the same row
         if cache.branches and again.any():
             new = torch.arange(int(again.sum()), device=device) + len(cache.length)
             cache.branch(row[again])
             row[again] = new
         if len(going):
             scores = cache.step(token.new_zeros(len(cache.length)).index_put((row,), token))
-        row = row[history]
+        row = row[pair]
     policy.train(was_training)
     ids, logprobs = [[values[:n] for values, n in zip(t.tolist(), ends.tolist(), strict=True)] for t in (tokens, logprobs)]
     ended = set(eos.tolist())
