@@ -14,6 +14,7 @@ in:      nothing
 out:     miniature/expert.jsonl, miniature/benchmarks/*.jsonl, miniature/base/ (config, tokenizer, safetensors)
 command: python miniature/make.py              # 2 CPU cores, about 1 h, resumes where it stopped
          python miniature/make.py --data_only  # the same without the base model, seconds
+         python miniature/make.py --check_only # how many moves of the base model are right, under a minute
 """
 import argparse
 import itertools
@@ -441,6 +442,12 @@ def read_batches(draw, seed, folder, index):
     return batches
 
 
+def script():
+    """02_srl_train.py; imported late, since whoever makes data alone needs no torch."""
+    sys.path.insert(0, str(HERE.parent))
+    return import_module("02_srl_train")  # import cannot spell a file name that begins with a digit
+
+
 def read_ahead(function):
     """function(0), function(1), ...: other processes compute the next ones meanwhile."""
     num = max(1, min(4, (os.cpu_count() or 1) - 1))
@@ -460,8 +467,7 @@ def pretrain(draw, seed, num_batches, out, isolated, vocabulary, width=128, laye
     from tqdm import tqdm
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    sys.path.insert(0, str(HERE.parent))
-    srl = import_module("02_srl_train")  # import cannot spell a file name that begins with a digit
+    srl = script()
     out.mkdir(parents=True, exist_ok=True)
     saved = out / "pretrain.pt"
     if not saved.exists():
@@ -559,9 +565,12 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batches", type=int, default=13_800, help="length of the pretraining, batches of 2,500 tokens")
     parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
+    parser.add_argument("--check_only", action="store_true", help="measure the base model that is there instead")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
     sets, seen = make_data(args.seed)
+    if args.check_only:
+        return check_moves(*script().load_policy(args.out / "base"), seen, args.seed)
     for name, records in sets.items():
         path = args.out / ("expert.jsonl" if name == "expert" else f"benchmarks/{name}.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
