@@ -24,6 +24,7 @@ command: python 02_srl_train.py                                        # 2 CPU c
          torchrun --nproc-per-node 8 02_srl_train.py                   # 8 GPUs
 """
 import argparse
+import bisect
 import gc
 import itertools
 import json
@@ -383,18 +384,49 @@ def left_pad(prompts, device, dtype=torch.float32):
     return ids, real, additive(mask[:, None], dtype), (real.cumsum(1) - 1).clamp(min=0)
 
 
-class PromptCache:
-    """Keys and values of N prompts, computed once with their gradient. With `rows`, the cache of a later pass whose row b looks back at prompt rows[b]."""
+def alike(a, b):
+    """How many tokens two lists have in common before they part."""
+    return len(a) if a == b else next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
-    def __init__(self, prompts=None, rows=None):
-        self.layers, self.rows = prompts.layers if prompts else {}, rows
+
+def lay_out(prompts, capacity):
+    """N prompts (lists of ids) in R rows of at most `capacity` tokens; what prompts of a row begin with alike stands there once.
+
+        a b c,  a b d e  and  x y  in a row of 8       ids        a b c d e x y 0
+                                                       positions  0 1 2 2 3 0 1 0
+    A token sees those of its own prompt before it, wherever they stand. Returns ids (R, L), sees (R, L, L) bool, positions (R, L), and the path of each
+    prompt: a tensor of the places of its tokens, counted through all rows.
+    """
+    rows, laid, path, before = [], [], [], []
+    for n in sorted(range(len(prompts)), key=prompts.__getitem__):                                # in alphabetical order the one before has most in common
+        same = alike(prompts[n], before)
+        if not rows or len(rows[-1]) + len(prompts[n]) - same > capacity:
+            rows, same = [*rows, []], 0
+        before, path = prompts[n], [*path[:same], *range(len(rows[-1]), len(rows[-1]) + len(prompts[n]) - same)]
+        rows[-1] += [(token, position) for position, token in enumerate(before)][same:]
+        laid.append((n, len(rows) - 1, same, torch.tensor(path)))
+    L, paths = max(map(len, rows)), [None] * len(prompts)
+    ids, positions = torch.tensor([row + [(0, 0)] * (L - len(row)) for row in rows]).unbind(-1)
+    sees = torch.eye(L, dtype=torch.bool).repeat(len(rows), 1, 1)                                 # padding sees itself: no empty softmax
+    for n, row, same, path in laid:
+        sees[row, path[same:, None], path] = torch.ones(len(path), len(path), dtype=torch.bool).tril()[same:]
+        paths[n] = row * L + path
+    return ids, sees, positions, paths
+
+
+class PromptCache:
+    """Keys and values of prompts laid out in rows, computed once with their gradient. With `look` (b, P), the cache of a later pass whose row b looks
+    back at the tokens in those places."""
+
+    def __init__(self, prompts=None, look=None):
+        self.layers, self.look = prompts.layers if prompts else {}, look
 
     def update(self, key, value, layer, *args, **kwargs):
-        if self.rows is None:
-            self.layers.setdefault(layer, (key, value))                                           # gradient checkpointing comes by a second time
+        if self.look is None:
+            self.layers.setdefault(layer, [t.transpose(1, 2).flatten(0, 1) for t in (key, value)])     # gradient checkpointing comes by a second time
             return key, value
-        prompt_key, prompt_value = self.layers[layer]
-        return torch.cat([prompt_key[self.rows], key], 2), torch.cat([prompt_value[self.rows], value], 2)
+        back = [t.index_select(0, self.look.flatten()).unflatten(0, self.look.shape).transpose(1, 2) for t in self.layers[layer]]
+        return tuple(torch.cat(pair, 2) for pair in zip(back, (key, value), strict=True))
 
     def get_seq_length(self, layer=0):
         return 0
@@ -431,12 +463,17 @@ def plain_logprobs(policy, groups, temperature):
     return distribution.gather(-1, targets[..., None])[..., 0] * mask, mask, entropy
 
 
+def row_tokens(policy, prompts):
+    """Tokens in a row of lay_out. Longer rows share more, but every token meets its whole row: that costs rows of d tokens a sixth of their other products."""
+    return max(3 * max(map(len, prompts)) // 2, policy.config.get_text_config().hidden_size)
+
+
 def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
-    """Log-probabilities of the completions' tokens, each prompt computed once for its group.
+    """Log-probabilities of the completions' tokens, each prompt computed once for its group, and once what prompts begin with alike.
 
     groups: list of (prompt ids, list of completions' ids), B completions in all. Returns logprobs (B, T), mask bool (B, T) and the mean entropy.
-    One pass over the prompts, then passes over completions of like length, which look back at their prompt's keys and values. Equal completions of a group
-    are computed once.
+    One pass over the prompts (lay_out), then passes over completions of like length, which look back at their prompt's keys and values. Equal completions of
+    a group are computed once.
     The head sees completion positions only, in chunks of head_numbers logits that are made again for the gradient, unless the vocabulary is tiny: nothing
     of size tokens x vocabulary stays alive.
     """
@@ -451,9 +488,13 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
     completions = [(n, list(completion)) for n, completion in unique]
     lengths = torch.tensor([len(c) for _, c in completions], device=device)
     mask = torch.arange(int(lengths.max()), device=device) < lengths[which, None]                 # (B, T), from lengths: EOS is trained, padding is not
-    ids, real, causal, positions = left_pad([prompt for prompt, _ in groups], device, policy.dtype)
-    cache = PromptCache()
-    prompt_end = policy.base_model(input_ids=ids, attention_mask=causal, position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    ids, sees, positions, paths = lay_out([prompt for prompt, _ in groups], row_tokens(policy, [prompt for prompt, _ in groups]))
+    cache, ends = PromptCache(), torch.tensor([len(path) for path in paths], device=device)       # (N,) the position of a completion's first token
+    behind = policy.base_model(input_ids=ids.to(device), attention_mask=additive(sees[:, None].to(device), policy.dtype), position_ids=positions.to(device),
+                               past_key_values=cache, use_cache=True).last_hidden_state
+    prompt_end = behind.flatten(0, 1)[[int(path[-1]) for path in paths]]                          # (N, D)
+    real = torch.arange(int(ends.max()), device=device) >= ends.max() - ends[:, None]             # (N, P)
+    paths = torch.stack([torch.nn.functional.pad(path, [len(real[0]) - len(path), 0]) for path in paths]).to(device)        # (N, P), padded on the left
 
     order = sorted(range(len(completions)), key=lambda b: len(completions[b][1]))
     head = policy.get_output_embeddings()
@@ -471,9 +512,9 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
         padded = torch.tensor([completions[b][1] + [0] * (L - len(completions[b][1])) for b in part], device=device)     # (b, L), padding on the right
         own = torch.ones(L - 1, L - 1, dtype=torch.bool, device=device).tril().expand(len(part), -1, -1)
         sees = torch.cat([real[rows][:, None, :].expand(-1, L - 1, -1), own], 2)                  # its prompt and what it wrote so far
-        place = positions[rows, -1:] + torch.arange(1, L, device=device)
+        place = ends[rows, None] + torch.arange(L - 1, device=device)
         after = policy.base_model(input_ids=padded[:, :-1], attention_mask=additive(sees[:, None], policy.dtype), position_ids=place,
-                                  past_key_values=PromptCache(cache, rows), use_cache=True)
+                                  past_key_values=PromptCache(cache, paths[rows]), use_cache=True)
         hidden = torch.cat([prompt_end[rows][:, None], after.last_hidden_state], 1)  # (b, L, D): the prompt's end predicts the first token
         inside = torch.arange(L, device=device) < lengths[part, None]
         hidden, targets = hidden[inside], padded[inside]
@@ -506,11 +547,14 @@ class SharedPromptCache:
         own[layer]       keys and values (B or more, H_kv, room, D)       what row b wrote, in columns 0 .. length[b] - 1; room grows by 32
         group (B,)       the prompt of each row
         place (B,)       its place in a grid of P lines, `width` rows each (shared_prompt_attention); row_at (P * width,) the row at a place
+        memory           {prompt: keys and values of its n tokens in all layers (n, F)}: an episode's next prompt begins with much of its last
     """
     joined = 0.8            # while at most so many of the places are taken, waiting prompts join
 
-    def __init__(self, policy):
+    def __init__(self, policy, memory=None):
         self.policy, self.room, self.prompts, self.own, self.reading, self.graph = policy, 0, {}, {}, None, None
+        self.memory, self.known, self.learned = memory or {}, sorted(memory or ()), {}
+        self.spare = 0 if memory is None else free_bytes(policy.device) // 4                      # bytes that `learned` may take
         self.seen = torch.zeros(0, 0, dtype=torch.bool, device=policy.device)                     # (P, T), False at padding
         self.group = self.length = torch.zeros(0, dtype=torch.long, device=policy.device)
         self.static = policy.device.type == "cuda" and not isinstance(policy, FSDPModule)         # tensors of a step stay where they are, for `recorded`
@@ -519,7 +563,7 @@ class SharedPromptCache:
     def update(self, key, value, layer, *args, **kwargs):
         """Called by every layer with its new keys and values; returns those to look at."""
         if self.reading is not None:
-            self.reading[layer] = key, value
+            self.reading[layer] = key, value = self.behind_past(key), self.behind_past(value)
             return key, value
         for buffer, new in zip(self.own[layer], (key, value), strict=True):
             if self.hide_future is None:
@@ -536,21 +580,47 @@ class SharedPromptCache:
     def get_seq_length(self, layer=0):
         return 0
 
-    def read(self, prompts):
-        """Compute prompts (N lists of ids): the last hidden states (N, D), real (N, T) as `seen`, and {layer: [keys, values]} as `prompts` holds them."""
-        ids, real, mask, positions = left_pad(prompts, self.policy.device, self.policy.dtype)
-        self.reading = {}
-        hidden = self.policy.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self, use_cache=True).last_hidden_state
+    def remembered(self, prompt):
+        """What memory holds of a prompt's beginning: keys and values (n, F) of n tokens. The last token is computed again: its hidden state is needed."""
+        place = bisect.bisect(self.known, tuple(prompt))                                          # what has most in common stands beside it in the alphabet
+        n, most = max(((alike(prompt[:-1], known), known) for known in map(list, self.known[max(place - 1, 0):place + 1])), default=(0, None))
+        return self.memory[tuple(most)][:n] if most else torch.zeros(0, 0, dtype=self.policy.dtype, device=self.policy.device)
+
+    def behind_past(self, new):
+        """Keys or values (N, H_kv, L, D) behind those remembered, which stand in `past` (N, n, ..) in the order in which the layers ask."""
+        N, H, _, D = new.shape
+        if not self.past.shape[1]:
+            return new
+        before, self.past = self.past.split([H * D, self.past.shape[2] - H * D], 2)
+        return torch.cat([before.view(N, -1, H, D).transpose(1, 2), new], 2)
+
+    def read(self, prompts, pasts):
+        """Compute prompts (N lists of ids) from where their pasts (n, F) end: the last hidden states (N, D), real (N, T) as `seen`, and {layer: [keys,
+        values]} as `prompts` holds them."""
+        lengths = torch.tensor([len(past) for past in pasts], device=self.policy.device)
+        ids, real, mask, positions = left_pad([prompt[len(past):] for prompt, past in zip(prompts, pasts, strict=True)], self.policy.device, self.policy.dtype)
+        before = torch.arange(int(lengths.max()), device=lengths.device) >= lengths.max() - lengths[:, None]                          # (N, longest past)
+        F = max(past.shape[1] for past in pasts)
+        self.past = torch.stack([pad_left(past.view(len(past), F), 0, before.shape[1]) for past in pasts])
+        mask = torch.cat([additive(before[:, None, None].expand(-1, -1, ids.shape[1], -1), mask.dtype), mask], 3)
+        self.reading, real = {}, torch.cat([before, real], 1)
+        hidden = self.policy.base_model(input_ids=ids, attention_mask=mask, position_ids=positions + lengths[:, None], past_key_values=self,
+                                        use_cache=True).last_hidden_state
         reading, self.reading = self.reading, None
+        self.spare -= sum(t.nbytes for pair in reading.values() for t in pair)
+        if self.spare >= 0:
+            vectors = torch.cat([t.transpose(1, 2).flatten(2) for pair in reading.values() for t in pair], 2)                         # (N, T, F)
+            self.learned.update({tuple(prompt): vector[there] for prompt, vector, there in zip(prompts, vectors, real, strict=True)})
         return hidden[:, -1], real, {layer: [key.transpose(2, 3), value] for layer, (key, value) in reading.items()}
 
     def admit(self, prompts, sizes):
         """Read prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the scores of each new row's first token (b, V)."""
-        device, longest = self.policy.device, max(map(len, prompts))
-        at_once = max(1, (2000 if device.type == "cpu" else 32_000) // longest)                   # about as many activations as a core's cache holds
-        hidden, reals, readings = zip(*(self.read(prompts[i:i + at_once]) for i in range(0, len(prompts), at_once)), strict=True)
+        device, pasts = self.policy.device, [self.remembered(prompt) for prompt in prompts]
+        new = max(len(prompt) - len(past) for prompt, past in zip(prompts, pasts, strict=True))
+        at_once = max(1, (2000 if device.type == "cpu" else 32_000) // new)                       # about as many activations as a core's cache holds
+        hidden, reals, readings = zip(*(self.read(prompts[i:i + at_once], pasts[i:i + at_once]) for i in range(0, len(prompts), at_once)), strict=True)
         group = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(sizes, device=device))
-        T, P = max(longest, self.seen.shape[1]), len(self.seen)
+        T, P = max(self.seen.shape[1], *(real.shape[1] for real in reals)), len(self.seen)
         for layer, (key, value) in readings[0].items():
             pairs = [self.prompts.get(layer, [key[:0], value[:0]]), *(reading[layer] for reading in readings)]
             self.prompts[layer] = [torch.cat([pad_left(pair[i], axis, T) for pair in pairs]).contiguous() for i, axis in ((0, 3), (1, 2))]
@@ -636,8 +706,9 @@ class PlainCache:
     """What SharedPromptCache does, for every other architecture: the model's own forward with transformers' cache, a prompt again for each of its rows."""
     joined = 0.0            # a batch is decoded to its end
     branches = False
+    learned = {}
 
-    def __init__(self, policy):
+    def __init__(self, policy, memory=None):
         self.policy, self.length = policy, torch.zeros(0, dtype=torch.long, device=policy.device)
 
     def admit(self, prompts, sizes):
@@ -687,14 +758,15 @@ def free_bytes(device):
 
 
 @torch.inference_mode()
-def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384, uniforms=None):
+def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384, uniforms=None, memory=None):
     """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns a Rollout of P*G in order.
 
     uniforms (P*G, max_new_tokens): the numbers in [0, 1) that the tokens are drawn with, -1 for the likeliest token; what a completion draws depends on its
     own numbers alone, not on who stands beside it.
     At most max_rows completions are decoded side by side, as many as memory holds; on a CPU those of a prompt that have begun alike are one row of the cache,
     which branches where they part. When a fifth of the rows is finished they leave, and waiting prompts take the places of finished completions.
-    temperature 0 is greedy. Raises InputError where the model's attention has a shorter window.
+    temperature 0 is greedy. memory: a dict that keeps what is known of these prompts for the next call, whose prompts go on where these end; it is good for
+    the same weights alone. Raises InputError where the model's attention has a shorter window.
     """
     longest = max(map(len, prompts), default=0)
     if shares_prompts(policy) and (problems := beyond_window(policy.config, policy.config.name_or_path, longest, max_new_tokens)):
@@ -712,7 +784,7 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     else:
         uniforms = torch.full((B, max_new_tokens), -1.0, device=device)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
-    cache = (SharedPromptCache if shares_prompts(policy) else PlainCache)(policy)
+    cache = (SharedPromptCache if shares_prompts(policy) else PlainCache)(policy, memory)
     going = row = scores = torch.zeros(0, dtype=torch.long, device=device)                       # completions that go on, and the row of the cache of each
     while waiting or len(going):
         if waiting and len(going) <= cache.joined * max_rows:
@@ -750,6 +822,9 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
             scores = cache.step(token.new_zeros(len(cache.length)).index_put((row,), token))
         row = row[pair]
     policy.train(was_training)
+    if memory is not None:
+        memory.clear()
+        memory.update(cache.learned)
     ids, logprobs = [[values[:n] for values, n in zip(t.tolist(), ends.tolist(), strict=True)] for t in (tokens, logprobs)]
     ended = set(eos.tolist())
     finished = [completion[-1] in ended for completion in ids]
@@ -774,13 +849,14 @@ def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temp
     """G episodes for each of P examples: complete, read the action, extend the context, until `extend` returns None or max_turns is reached.
 
     extend(example, completion) -> the example with its context extended, or None where the episode is over; None itself: one turn.
-    seeds: P names of random streams, one an example; without them they are drawn. Returns P lists of G Episodes. Equal contexts of a turn are computed once.
+    seeds: P names of random streams, one an example; without them they are drawn. Returns P lists of G Episodes. Equal contexts of a turn are computed once,
+    and of a turn what the one before it read is not read again.
     greedy: the last episode of each group is not sampled, it takes the likeliest token every time.
     """
     temperature = cfg.temperature if temperature is None else temperature
     seeds = torch.randint(2**62, (len(examples),)).tolist() if seeds is None else seeds
     episodes = [[Episode(example, []) for _ in range(group_size)] for example in examples]
-    active = [(i, g) for i in range(len(examples)) for g in range(group_size)]
+    active, memory = [(i, g) for i in range(len(examples)) for g in range(group_size)], {} if extend else None
     for turn in range(cfg.max_turns):
         shared = {}
         for i, g in active:
@@ -789,14 +865,15 @@ def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temp
         prompts = [encode(tokenizer, json.loads(key)) for key in shared]
         opened = [opened_thought(tokenizer, prompt) for prompt, group in zip(prompts, shared.values(), strict=True) for _ in group]
         if temperature == 0:  # greedy: one completion serves all episodes with this context
-            rollout = generate(policy, tokenizer, prompts, 1, 0, cfg.max_new_tokens, cfg.max_rows)
+            rollout = generate(policy, tokenizer, prompts, 1, 0, cfg.max_new_tokens, cfg.max_rows, memory=memory)
             picks = [i for i, group in enumerate(shared.values()) for _ in group]
         else:
             streams = {i: random_stream(seeds[i], turn, (group_size, cfg.max_new_tokens)) for i, _ in active}
             for stream in streams.values() if greedy else ():
                 stream[-1] = -1
             uniforms = torch.stack([streams[i][g] for i, g in places])
-            rollout = generate(policy, tokenizer, prompts, [len(group) for group in shared.values()], temperature, cfg.max_new_tokens, cfg.max_rows, uniforms)
+            sizes = [len(group) for group in shared.values()]
+            rollout = generate(policy, tokenizer, prompts, sizes, temperature, cfg.max_new_tokens, cfg.max_rows, uniforms, memory)
             picks = range(len(rollout.texts))
         active, prompts = [], [p for p, group in zip(prompts, shared.values(), strict=True) for _ in group]
         for (i, g), prompt, pick, head in zip(places, prompts, picks, opened, strict=True):
@@ -1074,42 +1151,46 @@ def merged_weights(policy, dtype=None):
     return weights
 
 
-def micro_batches(turns, max_tokens):
-    """Turns (prompt ids, completion ids, ..) gathered by prompt, in lists of groups that hold about max_tokens tokens: what is computed once counts once."""
-    by_prompt = {}
-    for turn in turns:
-        by_prompt.setdefault(tuple(turn[0]), []).append(turn)
-    batches, batch, size = [], [], 0
-    for prompt, group in by_prompt.items():
-        size += len(prompt)
-        batch.append([])
-        seen = set()
-        for turn in sorted(group, key=lambda turn: turn[1]):                                      # equal completions stand together
-            new = 0 if tuple(turn[1]) in seen else len(turn[1])
-            if size + new > max_tokens and batch[0]:                                              # full: the rest of the group opens the next one
-                batches.append([g for g in batch if g])
-                batch, size, seen, new = [[]], len(prompt), set(), len(turn[1])
-            batch[-1].append(turn)
-            seen.add(tuple(turn[1]))
-            size += new
-    return batches + [batch]
+def computed_once(turns):
+    """Of each turn (prompt ids, completion ids, ..), sorted by these, the tokens that the one before it does not compute: prompts that begin alike share their
+    beginning, equal completions of a prompt are one."""
+    sizes, before = [], ([], [])
+    for prompt, completion, *_ in turns:
+        sizes.append(0 if (prompt, completion) == before else len(prompt) - alike(prompt, before[0]) + len(completion))
+        before = prompt, completion
+    return sizes
+
+
+def micro_batches(turns, max_tokens, share=True):
+    """Turns (prompt ids, completion ids, ..) gathered by prompt, in lists of groups of about max_tokens tokens; share: what is computed once counts once."""
+    turns, batches, room = sorted(turns, key=lambda turn: turn[:2]), [], 0
+    for turn, size in zip(turns, computed_once(turns), strict=True):
+        alone = len(turn[0]) + len(turn[1])
+        size = size if share else alone
+        if size > room or not batches:                                                            # full: the rest of a group opens the next one
+            batches.append([])
+            room, size = max_tokens, alone
+        if not batches[-1] or turn[0] != batches[-1][-1][0][0]:
+            batches[-1].append([])
+        batches[-1][-1].append(turn)
+        room -= size
+    return batches
 
 
 def rank_batches(policy, turns, max_tokens):
-    """(groups, weight) of the micro-batches of this rank's share of the turns: whole groups, dealt out by their tokens, the longest first.
+    """(groups, weight) of the micro-batches of this rank's share of the turns: whole groups that begin alike, as many tokens as the other ranks have.
 
     The ranks of a sharded policy gather its layers together, so all need as many micro-batches: what a rank lacks it repeats, with weight 0.
     """
-    groups, loads, mine = {}, [0] * num_ranks(), turns
+    mine, done = turns, 0
     if num_ranks() > 1:
-        for turn in turns:
-            groups.setdefault(tuple(turn[0]), []).append(turn)
-        size, mine = lambda group: len(group[0][0]) + sum(map(len, {tuple(turn[1]) for turn in group})), []
-        for group in sorted(groups.values(), key=size, reverse=True):
-            lightest = loads.index(min(loads))
-            loads[lightest] += size(group)
-            mine += group if lightest == rank() else []
-    batches = [(batch, 1.0) for batch in micro_batches(mine, max_tokens)] if mine else []
+        mine, groups = [], micro_batches(turns, math.inf)[0]
+        each = iter(computed_once([turn for group in groups for turn in group]))
+        sizes = [sum(itertools.islice(each, len(group))) for group in groups]
+        for group, size in zip(groups, sizes, strict=True):
+            mine += group if int((done + size / 2) * num_ranks() / sum(sizes)) == rank() else []
+            done += size
+    batches = [(batch, 1.0) for batch in micro_batches(mine, max_tokens, shares_prompts(policy))] if mine else []
     if isinstance(policy, FSDPModule):
         batches += [([[turns[0]]], 0.0)] * (max(from_all_ranks(len(batches))) - len(batches))
     for batch in batches:
@@ -1155,12 +1236,12 @@ def update(policy, optimizer, turns, cfg, seed=0):
 
 
 def update_cost(turns, seconds):
-    """What an update took, and the parts of its tokens that sharing saved: turns with the same prompt compute it once, and equal completions of it."""
+    """What an update took, and the parts of its tokens that sharing saved: what prompts begin with alike is computed once, and equal completions of one."""
     prompts, completions = sum(len(turn[0]) for turn in turns), sum(len(turn[1]) for turn in turns)
-    computed = {(tuple(turn[0]), tuple(turn[1])) for turn in turns}
+    distinct = sorted({(tuple(turn[0]), tuple(turn[1])) for turn in turns})
+    written = sum(len(completion) for _, completion in distinct)
     return {"seconds_update": seconds, "update_tokens_per_second": completions / seconds,
-            "prompt_tokens_saved": 1 - sum(map(len, {prompt for prompt, _ in computed})) / prompts,
-            "completion_tokens_saved": 1 - sum(len(completion) for _, completion in computed) / completions}
+            "prompt_tokens_saved": 1 - (sum(computed_once(distinct)) - written) / prompts, "completion_tokens_saved": 1 - written / completions}
 
 
 def peak_gb(device):

@@ -1,9 +1,12 @@
 """Rollout and log-probabilities: what is sampled is what is trained."""
+import random
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14], [20], [30, 31, 32, 33]]
+ALIKE = [*PROMPTS, [*PROMPTS[1], 15, 16], [*PROMPTS[1][:5], 40, 41], [*PROMPTS[1][:5], 42], PROMPTS[0][:2]]      # prompts that begin alike
 
 
 def plain_logprobs(policy, prompt, completion):
@@ -49,11 +52,16 @@ PLAIN = [("granite", {"logits_scaling": 8.0}), ("cohere", {}), ("gemma2", {}), (
 def test_rollout_and_update_of_these_architectures_compute_what_their_own_forward_computes(srl, tokenizer, kind):
     model = small(tokenizer, kind)
     assert srl.other_scores(model, srl.SharedPromptCache) == ""
-    logprobs, mask, _ = srl.token_logprobs(model, [(prompt, [[7, 8, 9, 1], [10, 1]]) for prompt in PROMPTS])
+    logprobs, mask, _ = srl.token_logprobs(model, [(prompt, [[7, 8, 9, 1], [10, 1]]) for prompt in ALIKE])
     assert model.config._attn_implementation == "grouped_query"
+    memory = {}
+    srl.generate(model, tokenizer, PROMPTS, 1, max_new_tokens=2, memory=memory)
+    sampled = srl.generate(model, tokenizer, ALIKE, 1, max_new_tokens=5, memory=memory)
     model.set_attn_implementation("eager")
-    reference = torch.cat([plain_logprobs(model, prompt, completion) for prompt in PROMPTS for completion in ([7, 8, 9, 1], [10, 1])])
+    reference = torch.cat([plain_logprobs(model, prompt, completion) for prompt in ALIKE for completion in ([7, 8, 9, 1], [10, 1])])
     torch.testing.assert_close(logprobs[mask], reference, atol=1e-4, rtol=0)
+    reference = torch.cat([plain_logprobs(model, prompt, completion) for prompt, completion in zip(ALIKE, sampled.completions, strict=True)])
+    torch.testing.assert_close(torch.tensor(sum(sampled.logprobs, [])), reference, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind, more", PLAIN, ids=[kind for kind, _ in PLAIN])
@@ -140,6 +148,60 @@ def test_gradients_with_a_shared_prompt_equal_those_of_separate_sequences(srl, t
     assert (shared - separate).norm() < 1e-5 * separate.norm()
 
 
+def test_prompts_that_begin_alike_stand_once_in_a_row(srl):
+    """The example of lay_out's docstring, by hand."""
+    ids, sees, positions, paths = srl.lay_out([[1, 2, 4, 5], [24, 25], [1, 2, 3]], 8)
+    assert ids.tolist() == [[1, 2, 3, 4, 5, 24, 25]] and positions.tolist() == [[0, 1, 2, 2, 3, 0, 1]]
+    assert [path.tolist() for path in paths] == [[0, 1, 3, 4], [5, 6], [0, 1, 2]]
+    assert [row.nonzero()[:, 0].tolist() for row in sees[0]] == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 3, 4], [5], [5, 6]]
+    ids, _, _, paths = srl.lay_out([[1, 2, 4, 5], [24, 25], [1, 2, 3]], 4)                       # no room for a second beginning
+    assert ids.tolist() == [[1, 2, 3, 0], [1, 2, 4, 5], [24, 25, 0, 0]] and [path.tolist() for path in paths] == [[4, 5, 6, 7], [8, 9], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_path_of_a_layout_holds_its_prompt_and_sees_nothing_else(srl, seed):
+    rng = random.Random(seed)
+    prompts = [[rng.randint(1, 2) for _ in range(rng.randint(1, 12))] for _ in range(40)]
+    ids, sees, positions, paths = srl.lay_out(prompts, 30)
+    L = ids.shape[1]
+    assert L <= 30 and ids.count_nonzero() < 0.75 * sum(map(len, prompts))                         # of two tokens, much is alike
+    for prompt, path in zip(prompts, paths, strict=True):
+        assert ids.flatten()[path].tolist() == prompt and positions.flatten()[path].tolist() == list(range(len(prompt)))
+        for n, place in enumerate(path.tolist()):
+            assert sees[place // L, place % L].nonzero()[:, 0].tolist() == (path[:n + 1] % L).sort().values.tolist()
+
+
+def test_gradients_of_prompts_that_begin_alike_equal_those_of_separate_sequences(srl, tiny, monkeypatch):
+    groups = [(prompt, [[40 + n, 41, 1], [43, 1]]) for n, prompt in enumerate(ALIKE)]
+    read, forward = [], tiny.model.forward
+    monkeypatch.setattr(tiny.model, "forward", lambda *args, **kwargs: read.append(kwargs["input_ids"].shape) or forward(*args, **kwargs))
+    logprobs, mask, _ = srl.token_logprobs(tiny, groups)
+    assert read[0] == (1, 3 + 7 + 1 + 4 + 2 + 2 + 1)
+    logprobs[mask].sum().backward()
+    shared = torch.cat([p.grad.flatten() for p in tiny.parameters()])
+    tiny.zero_grad()
+    sum(plain_logprobs(tiny, prompt, c).sum() for prompt, completions in groups for c in completions).backward()
+    separate = torch.cat([p.grad.flatten() for p in tiny.parameters()])
+    assert (shared - separate).norm() < 1e-5 * separate.norm()
+
+
+def test_a_micro_batch_counts_what_is_computed_once_and_the_ranks_share_it_out(srl, tiny, monkeypatch):
+    turns = [(prompt, completion, None, 0.0) for prompt in ALIKE for completion in ([40, 41, 1], [43, 1], [40, 41, 1])]
+    computed = 3 + 7 + 1 + 4 + 2 + 2 + 1 + 5 * len(ALIKE)
+    assert sum(srl.computed_once(sorted(turns, key=lambda t: t[:2]))) == computed
+    assert len(srl.micro_batches(turns, computed)) == 1 and len(srl.micro_batches(turns, computed - 1)) == 2
+    assert len(srl.micro_batches(turns, computed, share=False)) > 2
+    cost = srl.update_cost(turns, 1.0)
+    assert cost["prompt_tokens_saved"] == pytest.approx(1 - 20 / (3 * sum(map(len, ALIKE)))) and cost["completion_tokens_saved"] == pytest.approx(3 / 8)
+    dealt = []
+    monkeypatch.setattr(srl, "num_ranks", lambda: 3)
+    for r in range(3):
+        monkeypatch.setattr(srl, "rank", lambda r=r: r)
+        dealt.append([turn for batch, _ in srl.rank_batches(tiny, turns, 1000) for group in batch for turn in group])
+    assert sorted(turn[:2] for part in dealt for turn in part) == sorted(turn[:2] for turn in turns)
+    assert all(5 < len(part) < 11 for part in dealt)                                              # of 24, whole groups of 3
+
+
 def test_equal_completions_of_a_group_are_computed_once_and_learned_from_as_often_as_they_stand(srl, tiny, tokenizer, monkeypatch):
     prompt, group, advantages = PROMPTS[1], [[40, 41, 1], [43, 1], [40, 41, 1], [40, 41, 1]], torch.tensor([1.0, -3.0, 1.5, 0.5])
     passes, forward = [], tiny.model.forward
@@ -222,11 +284,36 @@ def test_prompts_are_read_in_parts_that_fit_a_cache_and_the_parts_change_nothing
     torch.manual_seed(0)
     prompts = [torch.randint(5, len(tokenizer), (n,)).tolist() for n in (90, 80, 61, 60, 33, 20) * 8]
     reads, read = [], srl.SharedPromptCache.read
-    monkeypatch.setattr(srl.SharedPromptCache, "read", lambda self, part: reads.append(len(part)) or read(self, part))
+    monkeypatch.setattr(srl.SharedPromptCache, "read", lambda self, part, pasts: reads.append(len(part)) or read(self, part, pasts))
     rollout = srl.generate(tiny, tokenizer, prompts, 2, max_new_tokens=5)
     assert max(reads) * 90 <= 2000 and sum(reads) == len(prompts) and len(reads) > 2
     for b, (completion, logprobs) in enumerate(zip(rollout.completions, rollout.logprobs, strict=True)):
         torch.testing.assert_close(torch.tensor(logprobs), plain_logprobs(tiny, prompts[b // 2], completion), atol=1e-5, rtol=0)
+
+
+def test_a_turn_does_not_read_again_what_the_last_one_read(srl, tokenizer, example, monkeypatch):
+    policy, _ = srl.load_policy(str(srl.HERE / "miniature/base"))
+    problems = [{**example, "problem": f"Solve 2({n}x - 7) + 3 = 4x + 25", "partial": ""} for n in range(5, 11)]
+    read, left_pad = [], srl.left_pad
+    monkeypatch.setattr(srl, "left_pad", lambda prompts, *args: read.append(list(map(len, prompts))) or left_pad(prompts, *args))
+
+    def played():
+        def extend(e, completion):
+            action = srl.action_of(completion)
+            return {**e, "partial": e["partial"] + action + "\n"} if action else None
+        read.clear()
+        episodes = srl.play(policy, tokenizer, problems, 4, srl.srl_prompt, extend, srl.Config(max_turns=4), seeds=list(range(6)))
+        return [[turn[:2] for turn in e.turns] for group in episodes for e in group], [e.turns[-1][2][0] for group in episodes for e in group], read.copy()
+    ours, probabilities, with_memory = played()
+    monkeypatch.setattr(srl, "free_bytes", lambda device: 0)                                      # no room to remember anything
+    monkeypatch.setattr(srl, "rows_that_fit", lambda *args: 384)
+    plain, others, without = played()
+    assert ours == plain
+    torch.testing.assert_close(torch.tensor(probabilities), torch.tensor(others), atol=1e-4, rtol=0)
+    assert with_memory[0] == without[0] and sum(map(sum, with_memory)) < 0.5 * sum(map(sum, without))
+    memory = {}
+    srl.generate(policy, tokenizer, [[5, 6, 7]], 1, max_new_tokens=2, memory=memory)
+    assert list(memory) == []                                                                    # no room
 
 
 def test_rows_side_by_side_are_as_many_as_memory_holds(srl, tiny, tokenizer, monkeypatch):
@@ -265,8 +352,8 @@ def test_steps_whose_tensors_stay_in_place_as_on_a_gpu_write_the_same(srl, tiny,
         return srl.generate(tiny, tokenizer, PROMPTS, 4, max_new_tokens=40, max_rows=8)
     ours, init = sample(), srl.SharedPromptCache.__init__
 
-    def static(self, policy):
-        init(self, policy)
+    def static(self, *args):
+        init(self, *args)
         self.static = True
     monkeypatch.setattr(srl.SharedPromptCache, "__init__", static)
     fixed = sample()
