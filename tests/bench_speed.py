@@ -1,8 +1,9 @@
-"""Speed and memory, each against an alternative in the same run. By hand: python tests/bench_speed.py step rollout update memory reward growth
+"""Speed and memory, each against an alternative in the same run. By hand: python tests/bench_speed.py step rollout turns update memory reward growth
 
 step      a whole SRL step against TRL's GRPOTrainer (needs trl): same model, prompts, G, longest completion, reward, Adam; no dynamic sampling in either
 rollout   tokens a second against transformers' generate(num_return_sequences=8), on the miniature
-          both with the base model, or another of the miniature: --model runs/srl/model, whose completions are more alike
+turns     an update and a rollout of RLVR step by step against the same where only equal prompts are computed once, not what prompts begin with alike
+          these three with the base model, or another of the miniature: --model runs/srl/model, whose completions are more alike
 update    each prompt computed once against each completion as a sequence of its own, random model of 20 M parameters, three shapes
 memory    peak memory of the update at a vocabulary of 151,936 against a plain forward with all logits
 reward    similarities a second on real steps (../shared) or the miniature's, against difflib alone
@@ -111,6 +112,25 @@ def rollout(model):
     print(f"{tokens[-1]} tokens, of which {sum(rows) / tokens[-1]:.0%} were decoded: completions share a row until they part")
     rates = tokens[-1] / a, counts[-1] / b
     print(f"ours {a:.2f} s, {rates[0]:,.0f} tokens/s; generate {b:.2f} s, {rates[1]:,.0f} tokens/s; ratio {rates[0] / rates[1]:.1f}")
+
+
+def turns(model):
+    rlvr, alike = import_module("03_rlvr_train"), srl.alike
+    policy, tokenizer, examples = miniature(400, model)
+    cfg = srl.Config(device="cpu", learning_rate=1e-12)
+    optimizer, problems, times = srl.make_optimizer(policy, cfg), rlvr.unsolved(examples)[:24], {}
+
+    def play():
+        return srl.play(policy, tokenizer, problems, 8, srl.srl_prompt, rlvr.next_turn, cfg, seeds=list(range(len(problems))))
+    batch = [(*turn[:3], 1.0 - 2 * (g % 2)) for episodes in play() for g, e in enumerate(episodes) for turn in e.turns]
+    print(f"{len(problems)} problems x 8, {len(batch)} turns")
+    for name, how in (("beginnings once", alike), ("equal prompts once", lambda a, b: len(a) if a == b else 0)):
+        srl.alike = how
+        times[name] = seconds(play), seconds(lambda: srl.update(policy, optimizer, batch, cfg))
+        saved = srl.update_cost(batch, 1.0)["prompt_tokens_saved"]
+        print(f"{name}: rollout {times[name][0]:.2f} s, update {times[name][1]:.2f} s, {saved:.0%} of the prompts' tokens saved")
+    srl.alike = alike
+    print("ratios: rollout {:.2f}, update {:.2f}".format(*(b / a for a, b in zip(*times.values(), strict=True))))
 
 
 def update():
@@ -238,14 +258,14 @@ def plan(weights=7.6e9, layers=28, kv_heads=4, head_dim=128, vocabulary=152_064,
 
 
 def main():
-    sections = {f.__name__: f for f in (step, rollout, update, memory, reward, growth, plan)}
+    sections = {f.__name__: f for f in (step, rollout, turns, update, memory, reward, growth, plan)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="*", help=f"some of {', '.join(sections)}; default: all")
-    parser.add_argument("--model", default=str(ROOT / "miniature/base"), help="of step and rollout")
+    parser.add_argument("--model", default=str(ROOT / "miniature/base"), help="of step, rollout and turns")
     args = parser.parse_args()
     for name in args.sections or sections:
         print(f"== {name}")
-        sections[name](*([args.model] if name in ("step", "rollout") else []))
+        sections[name](*([args.model] if name in ("step", "rollout", "turns") else []))
 
 
 if __name__ == "__main__":
