@@ -202,14 +202,19 @@ def prompt_text(tokenizer, messages):
         return tokenizer.apply_chat_template(merged, add_generation_prompt=True, tokenize=False)
 
 
+def encode_texts(tokenizer, texts):
+    """Token ids of each prompt_text. A chat template writes its special tokens itself; plain text gets the tokenizer's, such as a BOS."""
+    return tokenizer(texts, add_special_tokens=not tokenizer.chat_template)["input_ids"] if texts else []
+
+
 def encode(tokenizer, messages):
-    """Token ids of a prompt. A chat template writes its special tokens itself; plain text gets the tokenizer's, such as a BOS."""
-    return tokenizer(prompt_text(tokenizer, messages), add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    """Token ids of a prompt."""
+    return encode_texts(tokenizer, [prompt_text(tokenizer, messages)])[0]
 
 
-def opened_thought(tokenizer, prompt):
-    """'<think>' where the prompt's ids end in it, else '': some templates open the thoughts themselves, and the completion's text begins inside them."""
-    return "<think>" if tokenizer.decode(prompt[-8:]).rstrip().endswith("<think>") else ""
+def opened_thought(text):
+    """'<think>' where a prompt's text ends in it, else '': some templates open the thoughts themselves, and the completion's text begins inside them."""
+    return "<think>" if text.rstrip().endswith("<think>") else ""
 
 
 # 2. Reward
@@ -828,8 +833,10 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     ids, logprobs = [[values[:n] for values, n in zip(t.tolist(), ends.tolist(), strict=True)] for t in (tokens, logprobs)]
     ended = set(eos.tolist())
     finished = [completion[-1] in ended for completion in ids]
-    texts = tokenizer.batch_decode([completion[:-1] if done else completion for completion, done in zip(ids, finished, strict=True)], skip_special_tokens=True)
-    return Rollout(ids, logprobs, texts, finished)
+    written = [tuple(completion[:-1]) if done else tuple(completion) for completion, done in zip(ids, finished, strict=True)]
+    distinct = list(dict.fromkeys(written))
+    texts = dict(zip(distinct, tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
+    return Rollout(ids, logprobs, [texts[completion] for completion in written], finished)
 
 
 @dataclass
@@ -862,8 +869,8 @@ def play(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temp
         for i, g in active:
             shared.setdefault(json.dumps(make_prompt(episodes[i][g].example)), []).append((i, g))
         places = [place for group in shared.values() for place in group]
-        prompts = [encode(tokenizer, json.loads(key)) for key in shared]
-        opened = [opened_thought(tokenizer, prompt) for prompt, group in zip(prompts, shared.values(), strict=True) for _ in group]
+        texts = [prompt_text(tokenizer, json.loads(key)) for key in shared]
+        prompts, opened = encode_texts(tokenizer, texts), [opened_thought(text) for text, group in zip(texts, shared.values(), strict=True) for _ in group]
         if temperature == 0:  # greedy: one completion serves all episodes with this context
             rollout = generate(policy, tokenizer, prompts, 1, 0, cfg.max_new_tokens, cfg.max_rows, memory=memory)
             picks = [i for i, group in enumerate(shared.values()) for _ in group]
@@ -1254,8 +1261,7 @@ def peak_gb(device):
 # 9. Training
 def longest_prompts(tokenizer, examples, make_prompt, look=16):
     """Token ids of the prompts with the most characters."""
-    texts = sorted((prompt_text(tokenizer, make_prompt(e)) for e in examples), key=len)[-look:]
-    return [tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"] for text in texts]
+    return encode_texts(tokenizer, sorted((prompt_text(tokenizer, make_prompt(e)) for e in examples), key=len)[-look:])
 
 
 def check_start(cfg, examples, make_prompt):
@@ -1624,10 +1630,10 @@ def train_sft(cfg, examples, val_examples):
     eos = eos_ids(policy, tokenizer)[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     turns = []
     for example, text in zip(examples, texts, strict=True):
-        prompt = encode(tokenizer, make_prompt(example))
-        if opened_thought(tokenizer, prompt):                                                    # go on from there: thoughts, or none
+        prompt = prompt_text(tokenizer, make_prompt(example))
+        if opened_thought(prompt):                                                               # go on from there: thoughts, or none
             text = text.removeprefix("<think>") if text.startswith("<think>") else f"</think>\n{text}"
-        turns.append((prompt, tokenizer(text, add_special_tokens=False)["input_ids"] + [eos]))
+        turns.append((encode_texts(tokenizer, [prompt])[0], tokenizer(text, add_special_tokens=False)["input_ids"] + [eos]))
     rng, num = random.Random(cfg.seed), math.ceil(len(turns) / cfg.sft_batch)                    # num: batches in an epoch
     order = [rng.sample(turns, len(turns)) for _ in range(cfg.epochs)]
     total, warmup = cfg.epochs * num, 0.3 * cfg.epochs * num                                     # (paper: 0.3, then cosine)

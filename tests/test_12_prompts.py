@@ -90,7 +90,7 @@ def test_the_real_qwen_template_gets_our_system_message_and_no_token_more(srl, q
     user = f"{example['problem']}\n\nSolution:\n{example['partial']}"
     assert qwen.decode(prompt) == f"<|im_start|>system\n{srl.SRL_SYSTEM}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
     assert prompt[0] == 151644 and prompt.count(151644) == 3 and prompt.count(151645) == 2
-    assert srl.opened_thought(qwen, prompt) == ""
+    assert srl.opened_thought(qwen.decode(prompt)) == ""
 
 
 @pytest.mark.parametrize("name, end", [("qwen3 thinking", "assistant\n<think>\n"), ("llama 3", "assistant<|end_header_id|>\n\n"),
