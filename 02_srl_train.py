@@ -469,8 +469,9 @@ def plain_logprobs(policy, groups, temperature):
 
 
 def row_tokens(policy, prompts):
-    """Tokens in a row of lay_out. Longer rows share more, but every token meets its whole row: that costs rows of d tokens a sixth of their other products."""
-    return max(3 * max(map(len, prompts)) // 2, policy.config.get_text_config().hidden_size)
+    """Tokens in a row of lay_out. Longer rows share more, but every token meets its whole row: where a row has as many tokens as a hidden state has
+    numbers, that costs a sixth of all other products."""
+    return max(3 * max(map(len, prompts)) // 2, min(policy.config.get_text_config().hidden_size, 1024))
 
 
 def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
