@@ -622,8 +622,9 @@ class SharedPromptCache:
     def admit(self, prompts, sizes):
         """Read prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the scores of each new row's first token (b, V)."""
         device, pasts = self.policy.device, [self.remembered(prompt) for prompt in prompts]
-        new = max(len(prompt) - len(past) for prompt, past in zip(prompts, pasts, strict=True))
-        at_once = max(1, (2000 if device.type == "cpu" else 32_000) // new)                       # about as many activations as a core's cache holds
+        longest, new = max(map(len, prompts)), max(len(prompt) - len(past) for prompt, past in zip(prompts, pasts, strict=True))
+        at_once = (2000 if device.type == "cpu" else 32_000) // new                               # about as many activations as a core's cache holds
+        at_once = max(1, min(at_once, 32_000 // longest))                                         # what is remembered is copied: not too much at once
         hidden, reals, readings = zip(*(self.read(prompts[i:i + at_once], pasts[i:i + at_once]) for i in range(0, len(prompts), at_once)), strict=True)
         group = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(sizes, device=device))
         T, P = max(self.seen.shape[1], *(real.shape[1] for real in reals)), len(self.seen)
