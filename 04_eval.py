@@ -136,7 +136,7 @@ def attempts_file(path, settings, policy_of, problems, args):
         kept = ("id", "answer", "files", "visible", "hidden")
         return [{**{name: p[name] for name in kept if name in p}, "greedy": attempt_record(g), "sampled": [attempt_record(e) for e in s]}
                 for (_, p), (*s, g) in zip(part, played, strict=True)]
-    size = math.ceil(4 * args.max_rows * srl.num_ranks() / args.k)                                # problems at a time: enough rows for the places to stay taken
+    size = math.ceil(args.max_rows * srl.num_ranks() / args.k)                                    # problems at a time: as many rows as stand side by side
     for begin in range(len(known), len(problems), size):
         records = srl.on_all_ranks(attempt, list(enumerate(problems))[begin:begin + size])
         add_kept(path, settings, records, known)
