@@ -141,7 +141,7 @@ def test_a_full_disk_ends_in_one_line_and_the_last_checkpoint_stays_whole(srl, s
 def test_an_evaluation_goes_on_where_it_was_cut_and_grades_nothing_twice(evaluate, rlvr, segment, model, tmp_path, monkeypatch):
     problems = [{"id": str(i), "problem": f"Solve {i}", "answer": "1"} for i in range(12)]
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
-    flags = ["x", "--models", f"m={model}", "--benchmarks", str(tmp_path / "b.jsonl"), "--k", "4", "--max_rows", "4", "--max_new_tokens", "3",
+    flags = ["x", "--models", f"m={model}", "--benchmarks", str(tmp_path / "b.jsonl"), "--k", "4", "--max_rows", "16", "--max_new_tokens", "3",
              "--max_turns", "2"]
 
     def run(name):
