@@ -494,7 +494,8 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
     completions = [(n, list(completion)) for n, completion in unique]
     lengths = torch.tensor([len(c) for _, c in completions], device=device)
     mask = torch.arange(int(lengths.max()), device=device) < lengths[which, None]                 # (B, T), from lengths: EOS is trained, padding is not
-    ids, sees, positions, paths = lay_out([prompt for prompt, _ in groups], row_tokens(policy, [prompt for prompt, _ in groups]))
+    prompts = [prompt for prompt, _ in groups]
+    ids, sees, positions, paths = lay_out(prompts, row_tokens(policy, prompts))
     cache, ends = PromptCache(), torch.tensor([len(path) for path in paths], device=device)       # (N,) the position of a completion's first token
     behind = policy.base_model(input_ids=ids.to(device), attention_mask=additive(sees[:, None].to(device), policy.dtype), position_ids=positions.to(device),
                                past_key_values=cache, use_cache=True).last_hidden_state
@@ -713,7 +714,7 @@ class PlainCache:
     """What SharedPromptCache does, for every other architecture: the model's own forward with transformers' cache, a prompt again for each of its rows."""
     joined = 0.0            # a batch is decoded to its end
     branches = False
-    learned = {}
+    learned = {}            # remembers nothing for the next turn
 
     def __init__(self, policy, memory=None):
         self.policy, self.length = policy, torch.zeros(0, dtype=torch.long, device=policy.device)
