@@ -37,6 +37,8 @@ import shutil
 import signal
 import sys
 import time
+import warnings
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -257,29 +259,30 @@ def shared_prompt_attention(query, key, value, scaling, cache, layer):
     The rows stand in a grid with a line for each prompt, so that a prompt meets all its rows in one matrix product; what stands at empty places is
     never read. query (B, H, 1, D), key and value (B, H_kv, t, D) -> (B, 1, H, D).
     """
-    B, H, _, D = query.shape
-    H_kv, R = key.shape[1], H // key.shape[1]
-    prompt_keys, prompt_values = cache.prompts[layer]                                             # (P, H_kv, D, T), (P, H_kv, T, D)
-    P, W, T = len(prompt_keys), cache.width, prompt_keys.shape[3]
+    prompt_keys, prompt_values = cache.prompts[layer]                                              # (P, H_kv, D, T), (P, H_kv, T, D)
+    B, H_kv, _, D = key.shape
+    P, W = cache.row_at.shape
+    T = prompt_keys.shape[3]
+    query = (query * (scaling or D**-0.5)).view(B, H_kv, -1, D)
+    R = query.shape[2]                                                                            # query heads that share a key
 
     def to_grid(rows):                                                                            # (B, H_kv, R, n) -> (P, H_kv, W * R, n)
-        return rows.index_select(0, cache.row_at).view(P, W, H_kv, R, -1).transpose(1, 2).reshape(P, H_kv, W * R, -1)
+        return rows.index_select(0, cache.row_at.view(-1)).view(P, W, H_kv, R, -1).transpose(1, 2).reshape(P, H_kv, W * R, -1)
 
     def from_grid(grid):
         return grid.view(P, H_kv, W, R, -1).transpose(1, 2).reshape(P * W, H_kv, R, -1).index_select(0, cache.place)
-    query = (query * (scaling or D**-0.5)).view(B, H_kv, R, D)
     at_prompt, at_own = from_grid((to_grid(query) @ prompt_keys).add_(cache.hide_padding)), query @ key.transpose(2, 3)
     if cache.hide_future is not None:
         at_own.add_(cache.hide_future)
     weights = torch.cat([at_prompt, at_own], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
-    return (from_grid(to_grid(weights[..., :T]) @ prompt_values) + weights[..., T:] @ value).view(B, 1, H, D)
+    return (from_grid(to_grid(weights[..., :T]) @ prompt_values) + weights[..., T:] @ value).view(B, 1, -1, D)
 
 
 def grouped_query_attention(module, query, key, value, attention_mask, scaling=None, shared_prompts=None, **kwargs):
     """Attention for every case: decode steps with shared prompts, the rest by torch's own kernels.
 
     query (B, H, L, D), key and value (B, H_kv, T, D), attention_mask (B, 1, L, T), see `additive` -> (B, L, H, D).
-    shared_prompts: the SharedPromptCache of a decode step. On a CPU the kernel takes keys and values that several query heads share as they are;
+    shared_prompts: the StepCache of a decode step. On a CPU the kernel takes keys and values that several query heads share as they are;
     transformers' call repeats them.
     """
     if shared_prompts is not None:
@@ -547,13 +550,56 @@ def pad_left(t, axis, length):
     return torch.nn.functional.pad(t, [0, 0] * (t.dim() - 1 - axis) + [length - t.shape[axis], 0])
 
 
+@dataclass
+class StepCache:
+    """What one decode step reads of a SharedPromptCache, tensors alone, and where it writes: own has a column for the new token of every row, the last one
+    where no row has written less than others (hide_future None)."""
+    length: torch.Tensor
+    row: torch.Tensor
+    row_at: torch.Tensor
+    place: torch.Tensor
+    hide_padding: torch.Tensor
+    prompts: tuple
+    own: tuple
+    hide_future: torch.Tensor = None
+
+    def update(self, key, value, layer, *args, **kwargs):
+        """Called by every layer with its new keys and values; returns those to look at."""
+        for written, new in zip(self.own[layer], (key, value), strict=True):
+            if self.hide_future is None:
+                written[:, :, -1] = new[:, :, 0]
+            else:
+                written[self.row, :, self.length] = new[:, :, 0]
+        return self.own[layer]
+
+    def get_seq_length(self, layer=0):
+        return 0
+
+
+class DecodeStep(torch.nn.Module):
+    """A model's pass over one token of each row as a function of tensors alone: token (B,), position (B,) and those of StepCache -> the last hidden states
+    (B, D)."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, token, position, *tensors):
+        cache = StepCache(*tensors)
+        return self.model(input_ids=token[:, None], attention_mask=cache.hide_padding, position_ids=position[:, None], past_key_values=cache, use_cache=True,
+                          shared_prompts=cache).last_hidden_state[:, -1]
+
+
+TRACED = weakref.WeakKeyDictionary()    # {policy: {(number of tensors, its weights): the step as written down}}; adapters are other weights
+
+
 class SharedPromptCache:
     """Keys and values of B rows in groups that share a prompt. A decode step writes one column and copies (nearly) nothing.
 
         prompts[layer]   keys (P, H_kv, D, T), values (P, H_kv, T, D)     each prompt once, padded on the left to T
         own[layer]       keys and values (B or more, H_kv, room, D)       what row b wrote, in columns 0 .. length[b] - 1; room grows by 32
         group (B,)       the prompt of each row
-        place (B,)       its place in a grid of P lines, `width` rows each (shared_prompt_attention); row_at (P * width,) the row at a place
+        place (B,)       its place in a grid of P lines (shared_prompt_attention); row_at (P, W) the row at a place
         memory           {prompt: keys and values of its n tokens in all layers (n, F)}: an episode's next prompt begins with much of its last
     """
     joined = 0.8            # while at most so many of the places are taken, waiting prompts join
@@ -565,19 +611,12 @@ class SharedPromptCache:
         self.seen = torch.zeros(0, 0, dtype=torch.bool, device=policy.device)                     # (P, T), False at padding
         self.group = self.length = torch.zeros(0, dtype=torch.long, device=policy.device)
         self.static = policy.device.type == "cuda" and not isinstance(policy, FSDPModule)         # tensors of a step stay where they are, for `recorded`
-        self.head = policy.get_output_embeddings()
+        self.head, self.weights = policy.get_output_embeddings(), [id(w) for w in policy.parameters()]
 
     def update(self, key, value, layer, *args, **kwargs):
-        """Called by every layer with its new keys and values; returns those to look at."""
-        if self.reading is not None:
-            self.reading[layer] = key, value = self.behind_past(key), self.behind_past(value)
-            return key, value
-        for buffer, new in zip(self.own[layer], (key, value), strict=True):
-            if self.hide_future is None:
-                buffer[:len(new), :, self.used - 1] = new[:, :, 0]
-            else:
-                buffer[self.row, :, self.length] = new[:, :, 0]
-        return tuple(buffer[:len(key), :, :self.used] for buffer in self.own[layer])
+        """Called by every layer with its keys and values of a prompt; returns those to look at."""
+        self.reading[layer] = key, value = self.behind_past(key), self.behind_past(value)
+        return key, value
 
     @property
     def branches(self):
@@ -641,10 +680,10 @@ class SharedPromptCache:
 
     def keep(self, rows):
         """Only these rows stay, and the prompts that they need."""
-        self.own = {layer: [t[rows] for t in pair] for layer, pair in self.own.items()}
+        self.own = {layer: [t.index_select(0, rows) for t in pair] for layer, pair in self.own.items()}
         needed, self.group = self.group[rows].unique(return_inverse=True)
         if len(needed) < len(self.seen):
-            self.prompts, self.seen = {layer: [t[needed] for t in pair] for layer, pair in self.prompts.items()}, self.seen[needed]
+            self.prompts, self.seen = {layer: [t.index_select(0, needed) for t in pair] for layer, pair in self.prompts.items()}, self.seen[needed]
         if not len(needed):
             self.seen = self.seen[:0, :0]
         self.length = self.length[rows]
@@ -657,7 +696,7 @@ class SharedPromptCache:
             for i, t in enumerate(pair):
                 if len(t) < new:
                     pair[i] = t = torch.cat([t, t.new_zeros(new, *t.shape[1:])])
-                t[old:new] = t[rows]
+                t[old:new] = t.index_select(0, rows)
         self.group, self.length = torch.cat([self.group, self.group[rows]]), torch.cat([self.length, self.length[rows]])
         self.arrange()
 
@@ -665,11 +704,11 @@ class SharedPromptCache:
         """Give each row its place beside the others of its group."""
         self.row, self.graph, self.alike = torch.arange(len(self.group), device=self.group.device), None, 0
         counts, order = torch.bincount(self.group, minlength=len(self.seen)), self.group.argsort(stable=True)
-        self.width = int(counts.max()) if len(counts) else 0
-        self.place = self.group * self.width
+        width = int(counts.max()) if len(counts) else 0
+        self.place = self.group * width
         self.place[order] += self.row - (counts.cumsum(0) - counts)[self.group[order]]
-        self.row_at = self.place.new_zeros(len(self.seen) * self.width)
-        self.row_at[self.place] = self.row
+        self.row_at = self.place.new_zeros(len(self.seen), width)
+        self.row_at.view(-1)[self.place] = self.row
         self.hide_padding = additive(self.seen, self.policy.dtype)[:, None, None]
         self.begins = self.seen.sum(1)[self.group]                                                # (B,) the position of a row's first own token
 
@@ -686,11 +725,32 @@ class SharedPromptCache:
 
     def decode(self, token):
         """The model's pass over one token of each row; reads `used` columns of what the rows wrote."""
-        self.hide_future = None
+        prompts = tuple(tuple(pair) for pair in self.prompts.values())
+        own = tuple(tuple(t[:len(token), :, :self.used] for t in pair) for pair in self.own.values())
+        tensors = [token, self.begins + self.length, self.length, self.row, self.row_at, self.place, self.hide_padding, prompts, own]
         if not self.even:                                                                         # some rows have written less than there are columns
-            self.hide_future = additive(torch.arange(self.used, device=token.device) <= self.length[:, None], self.policy.dtype)[:, None, None]
-        return self.policy.base_model(input_ids=token[:, None], attention_mask=self.hide_padding, position_ids=(self.begins + self.length)[:, None],
-                                      past_key_values=self, use_cache=True, shared_prompts=self).last_hidden_state[:, -1]
+            tensors.append(additive(torch.arange(self.used, device=token.device) <= self.length[:, None], self.policy.dtype)[:, None, None])
+        return self.traced(tensors)(*tensors)
+
+    def traced(self, tensors):
+        """The decode step: on a CPU written down once (TorchScript) and run without Python, whose calls take a small model longer than its numbers.
+
+        Where a number leaves the tensors and steers the code (the route to an expert), or torch knows TorchScript no more, the step runs as it stands.
+        """
+        step, steps, taken = DecodeStep(self.policy.base_model), TRACED.setdefault(self.policy, {}), (len(tensors), *self.weights)
+        if self.policy.device.type != "cpu" or isinstance(self.policy, FSDPModule):
+            return step
+        if taken not in steps:
+            verbosity = transformers_logging.get_verbosity()
+            transformers_logging.set_verbosity_error()                                            # tracing looks at every property of the model
+            with warnings.catch_warnings(action="ignore"):
+                warnings.simplefilter("error", torch.jit.TracerWarning)                            # a number has left the tensors
+                try:
+                    steps[taken] = torch.jit.trace(step, tuple(tensors), check_trace=False)
+                except Exception:  # an architecture that cannot be written down, in any way
+                    steps[taken] = step
+            transformers_logging.set_verbosity(verbosity)
+        return steps[taken]
 
     def recorded(self, token):
         """decode() with its kernels launched together: one by one, a GPU waits longer for the launches than it computes.
@@ -796,9 +856,11 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     going = row = scores = torch.zeros(0, dtype=torch.long, device=device)                       # completions that go on, and the row of the cache of each
     while waiting or len(going):
         if waiting and len(going) <= cache.joined * max_rows:
-            chosen, room, rows = [waiting.pop()], max_rows - len(going), len(cache.length)
-            while waiting and sum(sizes[i] for i in chosen) + sizes[waiting[-1]] <= room:
+            chosen, rows = [waiting.pop()], len(cache.length)
+            room = max_rows - len(going) - sizes[chosen[0]]
+            while waiting and sizes[waiting[-1]] <= room:
                 chosen.append(waiting.pop())
+                room -= sizes[chosen[-1]]
             width = torch.tensor([sizes[i] for i in chosen], device=device)
             new = cache.admit([prompts[i] for i in chosen], [1] * len(chosen) if cache.branches else width.tolist())
             scores = torch.cat([scores, new]) if rows else new

@@ -56,7 +56,7 @@ def test_rollout_and_update_of_these_architectures_compute_what_their_own_forwar
     assert model.config._attn_implementation == "grouped_query"
     memory = {}
     srl.generate(model, tokenizer, PROMPTS, 1, max_new_tokens=2, memory=memory)
-    sampled = srl.generate(model, tokenizer, ALIKE, 1, max_new_tokens=5, memory=memory)
+    sampled = srl.generate(model, tokenizer, ALIKE, 1, max_new_tokens=5, max_rows=3, memory=memory)        # rows that began at different times, too
     model.set_attn_implementation("eager")
     reference = torch.cat([plain_logprobs(model, prompt, completion) for prompt in ALIKE for completion in ([7, 8, 9, 1], [10, 1])])
     torch.testing.assert_close(logprobs[mask], reference, atol=1e-4, rtol=0)
@@ -344,6 +344,32 @@ def test_an_episode_goes_on_until_extend_returns_none(srl, tiny, tokenizer, exam
     (group,) = srl.play(tiny, tokenizer, [example], 3, srl.srl_prompt, extend, cfg)
     assert [len(e.turns) for e in group] == [3, 3, 3] and all(e.example["partial"].endswith("x\nx\n") for e in group)
     assert len(srl.play(tiny, tokenizer, [example], 1, srl.srl_prompt, lambda e, c: e, cfg)[0][0].turns) == 4   # max_turns
+
+
+def test_a_step_that_is_written_down_once_computes_with_the_weights_of_now(srl, tiny, tokenizer, monkeypatch):
+    def sample():
+        torch.manual_seed(0)
+        return srl.generate(tiny, tokenizer, PROMPTS, 4, max_new_tokens=40, max_rows=8)
+    tiny.generation_config.eos_token_id = list(range(0, len(tokenizer), 6))                      # rows finish at all times, and others join
+    sample()
+    written = srl.TRACED[tiny].copy()
+    assert len(written) == 2 and all(isinstance(step, torch.jit.ScriptModule) for step in written.values())     # rows of one length, and of several
+    with torch.no_grad():
+        for weight in tiny.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    ours = sample()
+    assert srl.TRACED[tiny] == written
+    monkeypatch.setattr(srl.SharedPromptCache, "traced", lambda self, tensors: srl.DecodeStep(self.policy.base_model))
+    plain = sample()
+    assert ours.completions == plain.completions
+    torch.testing.assert_close(torch.tensor(sum(ours.logprobs, [])), torch.tensor(sum(plain.logprobs, [])), atol=1e-5, rtol=0)
+
+
+def test_a_step_that_is_steered_by_a_number_runs_as_it_stands(srl, tokenizer):
+    """This kind of position changes its frequencies where a sequence gets longer than those of training."""
+    model = small(tokenizer, "llama", max_position_embeddings=16, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
+    srl.generate(model, tokenizer, PROMPTS, 1, max_new_tokens=5)
+    assert [type(step) for step in srl.TRACED[model].values()] == [srl.DecodeStep]
 
 
 def test_steps_whose_tensors_stay_in_place_as_on_a_gpu_write_the_same(srl, tiny, tokenizer, monkeypatch):
