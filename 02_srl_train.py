@@ -590,7 +590,7 @@ class DecodeStep(torch.nn.Module):
                           shared_prompts=cache).last_hidden_state[:, -1]
 
 
-TRACED = weakref.WeakKeyDictionary()    # {policy: {(number of tensors, its weights): the step as written down}}; adapters are other weights
+TRACED = weakref.WeakKeyDictionary()    # {policy: {ids of its weights: {number of tensors: its step as `traced` has it}}}; adapters are other weights
 
 
 class SharedPromptCache:
@@ -611,7 +611,8 @@ class SharedPromptCache:
         self.seen = torch.zeros(0, 0, dtype=torch.bool, device=policy.device)                     # (P, T), False at padding
         self.group = self.length = torch.zeros(0, dtype=torch.long, device=policy.device)
         self.static = policy.device.type == "cuda" and not isinstance(policy, FSDPModule)         # tensors of a step stay where they are, for `recorded`
-        self.head, self.weights = policy.get_output_embeddings(), [id(w) for w in policy.parameters()]
+        self.head = policy.get_output_embeddings()
+        self.steps = TRACED.setdefault(policy, {}).setdefault(tuple(map(id, policy.parameters())), {})
 
     def update(self, key, value, layer, *args, **kwargs):
         """Called by every layer with its keys and values of a prompt; returns those to look at."""
@@ -737,20 +738,20 @@ class SharedPromptCache:
 
         Where a number leaves the tensors and steers the code (the route to an expert), or torch knows TorchScript no more, the step runs as it stands.
         """
-        step, steps, taken = DecodeStep(self.policy.base_model), TRACED.setdefault(self.policy, {}), (len(tensors), *self.weights)
+        step, taken = DecodeStep(self.policy.base_model), len(tensors)
         if self.policy.device.type != "cpu" or isinstance(self.policy, FSDPModule):
             return step
-        if taken not in steps:
+        if taken not in self.steps:
             verbosity = transformers_logging.get_verbosity()
             transformers_logging.set_verbosity_error()                                            # tracing looks at every property of the model
             with warnings.catch_warnings(action="ignore"):
                 warnings.simplefilter("error", torch.jit.TracerWarning)                            # a number has left the tensors
                 try:
-                    steps[taken] = torch.jit.trace(step, tuple(tensors), check_trace=False)
+                    self.steps[taken] = torch.jit.trace(step, tuple(tensors), check_trace=False)
                 except Exception:  # an architecture that cannot be written down, in any way
-                    steps[taken] = step
+                    self.steps[taken] = step
             transformers_logging.set_verbosity(verbosity)
-        return steps[taken]
+        return self.steps[taken]
 
     def recorded(self, token):
         """decode() with its kernels launched together: one by one, a GPU waits longer for the launches than it computes.
