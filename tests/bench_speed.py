@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 srl = import_module("02_srl_train")
 
 
-def seconds(function, repeats=3):
+def seconds(function, repeats=5):
     """Median wall time of a call, after one to warm up."""
     times = []
     for _ in range(repeats + 1):
@@ -68,7 +68,7 @@ def step(model):
         turns = [(*e.turns[0][:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True)]
         srl.update(policy, optimizer, turns, cfg)
         parts.append((stats["seconds_rollout"], stats["completions"] * stats["tokens"]))
-    our_time = seconds(ours, steps)
+    our_time = seconds(ours)
     print(f"ours: {our_time:.2f} s a step of {P} prompts x {G}, of which rollout {statistics.median(p[0] for p in parts):.2f} s; {parts[-1][1]:.0f} tokens")
 
     data = Dataset.from_list([{"prompt": srl.srl_prompt(e), "action": e["action"]} for e in examples])
@@ -217,7 +217,7 @@ def segment_or_none(solution):
 
 def growth():
     import matplotlib.pyplot as plt
-    policy, tokenizer, examples = miniature(256)
+    policy, tokenizer, examples = miniature(256, srl.Config.model)
     prompts = [srl.encode(tokenizer, srl.srl_prompt(e)) for e in examples]
     text = sum(prompts, [])
     policy.generation_config.eos_token_id, tokenizer.eos_token_id = 0, None            # the padding token: never sampled, so all completions are equally long
