@@ -18,7 +18,7 @@ Differences from the paper, which leaves eps, clipping, lengths and the optimize
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a causal language model with its tokenizer
 out:     runs/srl/model (the best by validation), log.jsonl, completions.txt (a few of every update) and checkpoints beside it
-command: python 02_srl_train.py                                        # 2 CPU cores, about 3 min; the same again continues what was interrupted
+command: python 02_srl_train.py                                        # 2 CPU cores, about 2 min; the same again continues what was interrupted
          python 02_srl_train.py --method sft --sft_target outline      # the baseline, about 4 min
          python 02_srl_train.py --recipe agents                        # the agents' miniature
          torchrun --nproc-per-node 8 02_srl_train.py                   # 8 GPUs
@@ -736,7 +736,8 @@ class SharedPromptCache:
     def traced(self, tensors):
         """The decode step: on a CPU written down once (TorchScript) and run without Python, whose calls take a small model longer than its numbers.
 
-        Where a number leaves the tensors and steers the code (the route to an expert), or torch knows TorchScript no more, the step runs as it stands.
+        Where a number leaves the tensors and steers the code (a length that changes the positions' frequencies), or torch knows TorchScript no more, the step
+        runs as it stands.
         """
         step, taken = DecodeStep(self.policy.base_model), len(tensors)
         if self.policy.device.type != "cpu" or isinstance(self.policy, FSDPModule):

@@ -11,7 +11,7 @@ Differences from the paper: it prints neither prompt nor reward values of RLVR; 
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py; their problems and answers) and a model, runs/srl/model by default (02_srl_train.py)
 out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it
-command: python 03_rlvr_train.py                                                     # 2 CPU cores, about 3 min
+command: python 03_rlvr_train.py                                                     # 2 CPU cores, about 2 min
          python 03_rlvr_train.py --model miniature/base --out runs/rlvr              # RLVR alone
          python 03_rlvr_train.py --recipe agents                                     # the agents' miniature
          torchrun --nproc-per-node 8 03_rlvr_train.py                                # 8 GPUs
