@@ -489,7 +489,7 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
     if not shares_prompts(policy):
         return plain_logprobs(policy, groups, temperature)
     device = policy.device
-    pass_tokens = min(750 * torch.get_num_threads(), 16_000) if device.type == "cpu" else 16_000      # about as many activations as the cores' caches hold
+    pass_tokens = 750 if device.type == "cpu" else 16_000                                          # about as many activations as a core's cache holds
     if isinstance(policy, FSDPModule):                                                            # every rank has to make as many passes: two
         pass_tokens = math.inf
     unique = {}                                                                                   # (group, completion) -> its place among those computed
