@@ -746,8 +746,8 @@ class SharedPromptCache:
             verbosity = transformers_logging.get_verbosity()
             transformers_logging.set_verbosity_error()                                            # tracing looks at every property of the model
             with warnings.catch_warnings(action="ignore"):
-                warnings.simplefilter("error", torch.jit.TracerWarning)                            # a number has left the tensors
                 try:
+                    warnings.simplefilter("error", torch.jit.TracerWarning)                        # a number has left the tensors
                     self.steps[taken] = torch.jit.trace(step, tuple(tensors), check_trace=False)
                 except Exception:  # an architecture that cannot be written down, in any way
                     self.steps[taken] = step

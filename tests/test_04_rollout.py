@@ -374,6 +374,15 @@ def test_a_step_that_is_steered_by_a_number_runs_as_it_stands(srl, tokenizer):
     assert [type(step) for step in steps.values()] == [srl.DecodeStep]
 
 
+@pytest.mark.parametrize("gone", ["trace", "TracerWarning"])
+def test_without_torchscript_a_step_runs_as_it_stands(srl, tiny, tokenizer, monkeypatch, gone):
+    monkeypatch.delattr(torch.jit, gone)
+    ours = srl.generate(tiny, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=10).completions
+    assert [type(step) for steps in srl.TRACED[tiny].values() for step in steps.values()] == [srl.DecodeStep]
+    for prompt, completion in zip(PROMPTS, ours, strict=True):
+        assert completion == tiny.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=10)[0, len(prompt):].tolist()
+
+
 def test_steps_whose_tensors_stay_in_place_as_on_a_gpu_write_the_same(srl, tiny, tokenizer, monkeypatch):
     def sample():
         torch.manual_seed(0)
