@@ -259,7 +259,7 @@ def shared_prompt_attention(query, key, value, scaling, cache, layer):
     The rows stand in a grid with a line for each prompt, so that a prompt meets all its rows in one matrix product; what stands at empty places is
     never read. query (B, H, 1, D), key and value (B, H_kv, t, D) -> (B, 1, H, D).
     """
-    prompt_keys, prompt_values = cache.prompts[layer]                                              # (P, H_kv, D, T), (P, H_kv, T, D)
+    prompt_keys, prompt_values = cache.prompts[layer]                                             # (P, H_kv, D, T), (P, H_kv, T, D)
     B, H_kv, _, D = key.shape
     P, W = cache.row_at.shape
     T = prompt_keys.shape[3]
@@ -590,7 +590,7 @@ class DecodeStep(torch.nn.Module):
                           shared_prompts=cache).last_hidden_state[:, -1]
 
 
-TRACED = weakref.WeakKeyDictionary()    # {policy: {ids of its weights: {number of tensors: its step as `traced` has it}}}; adapters are other weights
+TRACED = weakref.WeakKeyDictionary()    # {policy: {ids of its weights: {number of tensors: the step that `traced` gives}}}; adapters are other weights
 
 
 class SharedPromptCache:
