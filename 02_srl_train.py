@@ -547,7 +547,7 @@ class Rollout:
 
 
 def pad_left(t, axis, length):
-    return torch.nn.functional.pad(t, [0, 0] * (t.dim() - 1 - axis) + [length - t.shape[axis], 0])
+    return torch.nn.functional.pad(t, [0, 0] * (t.dim() - 1 - axis) + [length - t.shape[axis], 0]) if t.shape[axis] < length else t
 
 
 @dataclass
@@ -739,10 +739,11 @@ class SharedPromptCache:
         Where a number leaves the tensors and steers the code (a length that changes the positions' frequencies), or torch knows TorchScript no more, the step
         runs as it stands.
         """
-        step, taken = DecodeStep(self.policy.base_model), len(tensors)
-        if self.policy.device.type != "cpu" or isinstance(self.policy, FSDPModule):
-            return step
+        taken = len(tensors)
         if taken not in self.steps:
+            step = DecodeStep(self.policy.base_model)
+            if self.policy.device.type != "cpu" or isinstance(self.policy, FSDPModule):
+                return step
             verbosity = transformers_logging.get_verbosity()
             transformers_logging.set_verbosity_error()                                            # tracing looks at every property of the model
             with warnings.catch_warnings(action="ignore"):
@@ -848,11 +849,12 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     was_training = policy.training
     policy.eval()
     tokens, logprobs = torch.zeros(B, max_new_tokens, dtype=torch.long, device=device), torch.zeros(B, max_new_tokens, device=device)
-    ends = torch.full((B,), max_new_tokens, device=device)
+    ends = torch.zeros(B, dtype=torch.long, device=device)
     if temperature:
         uniforms = torch.rand(B, max_new_tokens, device=device) if uniforms is None else uniforms.to(device)
     else:
         uniforms = torch.full((B, max_new_tokens), -1.0, device=device)
+    greedy = bool((uniforms < 0).any())
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
     cache = (SharedPromptCache if shares_prompts(policy) else PlainCache)(policy, memory)
     going = row = scores = torch.zeros(0, dtype=torch.long, device=device)                       # completions that go on, and the row of the cache of each
@@ -873,11 +875,10 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
         number = uniforms[going, length]
         # the inverse of the cumulative distribution at a uniform number is a draw from it
         token = torch.searchsorted(distribution.cumsum(-1)[row], number[:, None])[:, 0].clamp(max=V - 1)
-        token = torch.where(number < 0, scores.argmax(-1)[row], token)
+        token = torch.where(number < 0, scores.argmax(-1)[row], token) if greedy else token
         tokens[going, length], logprobs[going, length] = token, distribution[row, token].log()
-        ended = torch.isin(token, eos)
-        ends[going[ended]] = length[ended] + 1
-        stay = (~ended & (length + 1 < max_new_tokens)).nonzero()[:, 0]
+        ends[going] = length + 1
+        stay = (~torch.isin(token, eos) & (length + 1 < max_new_tokens)).nonzero()[:, 0]
         going = going[stay]
         pairs, pair = (row * V + token)[stay].unique(return_inverse=True)                         # what goes on: (row, token), each once, ascending
         row, token = pairs // V, pairs % V
@@ -1328,7 +1329,8 @@ def peak_gb(device):
 # 9. Training
 def longest_prompts(tokenizer, examples, make_prompt, look=16):
     """Token ids of the prompts with the most characters."""
-    return encode_texts(tokenizer, sorted((prompt_text(tokenizer, make_prompt(e)) for e in examples), key=len)[-look:])
+    longest = sorted(map(make_prompt, examples), key=lambda messages: sum(len(m["content"]) for m in messages))[-look:]
+    return encode_texts(tokenizer, [prompt_text(tokenizer, messages) for messages in longest])
 
 
 def check_start(cfg, examples, make_prompt):
