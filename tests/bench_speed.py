@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from difflib import SequenceMatcher
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -31,14 +32,16 @@ sys.path.insert(0, str(ROOT))
 srl = import_module("02_srl_train")
 
 
-def seconds(function, repeats=5):
-    """Median wall time of a call, after one to warm up."""
+def seconds(*functions, repeats=5):
+    """Median wall time of a call of each, after one to warm up. They take turns: what else the machine does slows all of them."""
     times = []
     for _ in range(repeats + 1):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+        marks = [time.perf_counter()]
+        for function in functions:
+            function()
+            marks.append(time.perf_counter())
+        times.append([b - a for a, b in itertools.pairwise(marks)])
+    return [statistics.median(column) for column in zip(*times[1:], strict=True)]
 
 
 def miniature(P, model):
@@ -56,7 +59,7 @@ def step(model):
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
-    P, G, steps = 48, 8, 3
+    P, G, steps = 48, 8, 5
     policy, tokenizer, examples = miniature(P, model)
     cfg = srl.Config(device="cpu", prompts_per_batch=P, max_tries=1, eps=-1.0)         # eps below 0: every group is kept
     optimizer = srl.make_optimizer(policy, cfg)
@@ -68,26 +71,31 @@ def step(model):
         turns = [(*e.turns[0][:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True)]
         srl.update(policy, optimizer, turns, cfg)
         parts.append((stats["seconds_rollout"], stats["completions"] * stats["tokens"]))
-    our_time = seconds(ours)
-    print(f"ours: {our_time:.2f} s a step of {P} prompts x {G}, of which rollout {statistics.median(p[0] for p in parts):.2f} s; {parts[-1][1]:.0f} tokens")
 
     data = Dataset.from_list([{"prompt": srl.srl_prompt(e), "action": e["action"]} for e in examples])
 
     def reward(completions, action, **kwargs):
         return [srl.srl_reward(c[0]["content"], {"action": a}) for c, a in zip(completions, action, strict=True)]
-    ends = []
+    marks = []
 
     class Clock(TrainerCallback):
-        def on_step_end(self, *args, **kwargs):
-            ends.append(time.perf_counter())
+        def on_train_begin(self, *args, **kwargs):
+            marks.append(time.perf_counter())
+
+        def on_step_end(self, *args, **kwargs):                                        # a step of theirs, one of ours, ..
+            marks.append(time.perf_counter())
+            ours()
+            marks.append(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(model, reward, train_dataset=data, args=GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, per_device_train_batch_size=P, gradient_accumulation_steps=G, num_generations=G,
             max_completion_length=cfg.max_new_tokens, learning_rate=cfg.learning_rate, beta=0.0, max_steps=steps + 1, save_strategy="no",
             report_to="none", disable_tqdm=True, gradient_checkpointing=False), callbacks=[Clock()])
         trainer.train()
-    theirs = statistics.median(b - a for a, b in itertools.pairwise(ends))
-    print(f"TRL:  {theirs:.2f} s a step; ratio {theirs / our_time:.1f}")
+    times = [b - a for a, b in itertools.pairwise(marks)]
+    theirs, own = (statistics.median(times[first::2]) for first in (2, 3))             # without the first of each
+    print(f"ours: {own:.2f} s a step of {P} prompts x {G}, of which rollout {statistics.median(p[0] for p in parts[1:]):.2f} s; {parts[-1][1]:.0f} tokens")
+    print(f"TRL:  {theirs:.2f} s a step; ratio {theirs / own:.1f}")
 
 
 def rollout(model):
@@ -107,7 +115,7 @@ def rollout(model):
         out = policy.generate(ids, attention_mask=real.long(), do_sample=True, num_return_sequences=8, max_new_tokens=160, top_k=0)
         counts.append(int((out[:, ids.shape[1]:] != tokenizer.pad_token_id).sum()))
     counts = []
-    a, b = seconds(ours), seconds(theirs)
+    a, b = seconds(ours, theirs)
     srl.SharedPromptCache.step = decode
     print(f"{tokens[-1]} tokens, of which {sum(rows) / tokens[-1]:.0%} were decoded: completions share a row until they part")
     rates = tokens[-1] / a, counts[-1] / b
@@ -126,7 +134,7 @@ def turns(model):
     print(f"{len(problems)} problems x 8, {len(batch)} turns")
     for name, how in (("beginnings once", alike), ("equal prompts once", lambda a, b: len(a) if a == b else 0)):
         srl.alike = how
-        times[name] = seconds(play), seconds(lambda: srl.update(policy, optimizer, batch, cfg))
+        times[name] = seconds(play, lambda: srl.update(policy, optimizer, batch, cfg))
         saved = srl.update_cost(batch, 1.0)["prompt_tokens_saved"]
         print(f"{name}: rollout {times[name][0]:.2f} s, update {times[name][1]:.2f} s, {saved:.0%} of the prompts' tokens saved")
     srl.alike = alike
@@ -146,7 +154,7 @@ def update():
             return torch.cat([p.grad.flatten() for p in model.parameters()])
         ways = {"shared": [[(prompt, group)]], "unshared": [[(prompt, [completion])] for completion in group]}
         grads = [gradient(groups) for groups in ways.values()]
-        times = {name: seconds(lambda groups=groups: gradient(groups), 2) for name, groups in ways.items()}
+        times = dict(zip(ways, seconds(*(partial(gradient, groups) for groups in ways.values()), repeats=2), strict=True))
         difference = ((grads[0] - grads[1]).norm() / grads[1].norm()).item()
         print(f"P {P:5}, R {R:4}: " + ", ".join(f"{name} {t:.2f} s" for name, t in times.items())
               + f"; ratio {times['unshared'] / times['shared']:.1f}, of tokens {8 * (P + R) / (P + 8 * R):.1f}; gradients differ by {difference:.0e}")
@@ -223,7 +231,7 @@ def growth():
     policy.generation_config.eos_token_id, tokenizer.eos_token_id = 0, None            # the padding token: never sampled, so all completions are equally long
 
     def cost(prompts, G):
-        return seconds(lambda: srl.generate(policy, tokenizer, prompts, G, max_new_tokens=40), 2)
+        return seconds(lambda: srl.generate(policy, tokenizer, prompts, G, max_new_tokens=40), repeats=2)[0]
     sweeps = {"prompts (G = 8, 55 tokens)": ([16, 32, 64, 128, 256], lambda n: cost(prompts[:n], 8)),
               "completions a prompt (16 prompts)": ([4, 8, 16, 32, 64], lambda n: cost(prompts[:16], n)),
               "tokens of the prompt (16 x 8)": ([50, 100, 200, 400, 800], lambda n: cost([text[i:i + n] for i in range(16)], 8))}
