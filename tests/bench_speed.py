@@ -1,9 +1,10 @@
-"""Speed and memory, each against an alternative in the same run. By hand: python tests/bench_speed.py step rollout turns update memory reward growth
+"""Speed and memory, each against an alternative in the same run. By hand: python tests/bench_speed.py step rollout turns limits update memory reward growth
 
 step      a whole SRL step against TRL's GRPOTrainer (needs trl): same model, prompts, G, longest completion, reward, Adam; no dynamic sampling in either
 rollout   tokens a second against transformers' generate(num_return_sequences=8), on the miniature
 turns     an update and a rollout of RLVR step by step against the same where only equal prompts are computed once, not what prompts begin with alike
-          these three with the base model, or another of the miniature: --model runs/srl/model, whose completions are more alike
+limits    the update of `step` beside the time of its matrix products alone, in bfloat16, and with torch.compile
+          these four with the base model, or another of the miniature: --model runs/srl/model, whose completions are more alike
 update    each prompt computed once against each completion as a sequence of its own, random model of 20 M parameters, three shapes
 memory    peak memory of the update at a vocabulary of 151,936 against a plain forward with all logits
 reward    similarities a second on real steps (../shared) or the miniature's, against difflib alone
@@ -25,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 ROOT = Path(__file__).parent.parent
@@ -55,20 +57,26 @@ def random_model(vocab_size=496, **size):
     return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab_size, tie_word_embeddings=True, attn_implementation="grouped_query", **size))
 
 
+def sampled(policy, tokenizer, examples, cfg):
+    """(turns for an update, stats) of one batch, all groups kept."""
+    torch.manual_seed(0)
+    cfg = srl.replace(cfg, prompts_per_batch=len(examples), max_tries=1, eps=-1.0)
+    groups, stats = srl.collect(policy, tokenizer, srl.Cursor(examples, 0), srl.srl_prompt, srl.srl_reward, None, cfg)
+    return [(*e.turns[0][:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True)], stats
+
+
 def step(model):
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
     P, G, steps = 48, 8, 5
     policy, tokenizer, examples = miniature(P, model)
-    cfg = srl.Config(device="cpu", prompts_per_batch=P, max_tries=1, eps=-1.0)         # eps below 0: every group is kept
+    cfg = srl.Config(device="cpu")
     optimizer = srl.make_optimizer(policy, cfg)
     parts = []
 
     def ours():
-        torch.manual_seed(0)
-        groups, stats = srl.collect(policy, tokenizer, srl.Cursor(examples, 0), srl.srl_prompt, srl.srl_reward, None, cfg)
-        turns = [(*e.turns[0][:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True)]
+        turns, stats = sampled(policy, tokenizer, examples, cfg)
         srl.update(policy, optimizer, turns, cfg)
         parts.append((stats["seconds_rollout"], stats["completions"] * stats["tokens"]))
 
@@ -139,6 +147,32 @@ def turns(model):
         print(f"{name}: rollout {times[name][0]:.2f} s, update {times[name][1]:.2f} s, {saved:.0%} of the prompts' tokens saved")
     srl.alike = alike
     print("ratios: rollout {:.2f}, update {:.2f}".format(*(b / a for a, b in zip(*times.values(), strict=True))))
+
+
+def limits(model):
+    policy, tokenizer, examples = miniature(48, model)
+    cfg = srl.Config(device="cpu", learning_rate=1e-12)
+    batch, _ = sampled(policy, tokenizer, examples, cfg)
+
+    def updates(policy):
+        optimizer = srl.make_optimizer(policy, cfg)
+        return lambda: srl.update(policy, optimizer, batch, cfg)
+    with FlopCounterMode(display=False) as counter:
+        updates(policy)()
+    products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "mm" in str(op))
+    width, inner = policy.config.hidden_size, policy.config.intermediate_size
+    a, b = torch.randn(750, width), torch.randn(width, inner)
+    rate = 2 * a.numel() * inner / seconds(lambda: a @ b, repeats=200)[0]
+    torch._dynamo.config.recompile_limit = 100                                         # with 8, most layers run as they stand
+    compiled = srl.load_policy(model)[0]
+    for layer in compiled.base_model.layers:
+        layer.compile(dynamic=True)
+    started = time.perf_counter()
+    updates(compiled)()
+    compiling = time.perf_counter() - started
+    plain, half, fused = seconds(updates(policy), updates(srl.load_policy(model, dtype="bfloat16")[0]), updates(compiled))
+    print(f"update {plain:.2f} s; its matrix products alone, {products / 1e9:.0f} billion operations at the {rate / 1e9:.0f} billion a second of one that is "
+          f"repeated: {products / rate:.2f} s; in bfloat16 {half:.2f} s; with compiled layers {fused:.2f} s after {compiling:.0f} s of compiling")
 
 
 def update():
@@ -266,14 +300,14 @@ def plan(weights=7.6e9, layers=28, kv_heads=4, head_dim=128, vocabulary=152_064,
 
 
 def main():
-    sections = {f.__name__: f for f in (step, rollout, turns, update, memory, reward, growth, plan)}
+    sections = {f.__name__: f for f in (step, rollout, turns, limits, update, memory, reward, growth, plan)}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="*", help=f"some of {', '.join(sections)}; default: all")
-    parser.add_argument("--model", default=str(ROOT / "miniature/base"), help="of step, rollout and turns")
+    parser.add_argument("--model", default=str(ROOT / "miniature/base"), help="of step, rollout, turns and limits")
     args = parser.parse_args()
     for name in args.sections or sections:
         print(f"== {name}")
-        sections[name](*([args.model] if name in ("step", "rollout", "turns") else []))
+        sections[name](*([args.model] if name in ("step", "rollout", "turns", "limits") else []))
 
 
 if __name__ == "__main__":
