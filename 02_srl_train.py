@@ -686,7 +686,7 @@ class SharedPromptCache:
         if len(needed) < len(self.seen):
             self.prompts, self.seen = {layer: [t.index_select(0, needed) for t in pair] for layer, pair in self.prompts.items()}, self.seen[needed]
         if not len(needed):
-            self.seen = self.seen[:0, :0]
+            self.prompts, self.seen = {}, self.seen[:0, :0]
         self.length = self.length[rows]
         self.arrange()
 
