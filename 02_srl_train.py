@@ -854,7 +854,7 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
         uniforms = torch.rand(B, max_new_tokens, device=device) if uniforms is None else uniforms.to(device)
     else:
         uniforms = torch.full((B, max_new_tokens), -1.0, device=device)
-    greedy = bool((uniforms < 0).any())
+    greedy = bool((uniforms < 0).any())                                                           # in training nothing is: no argmax at every step
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))                         # prompts of like length are read together: little padding
     cache = (SharedPromptCache if shares_prompts(policy) else PlainCache)(policy, memory)
     going = row = scores = torch.zeros(0, dtype=torch.long, device=device)                       # completions that go on, and the row of the cache of each

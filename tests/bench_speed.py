@@ -60,7 +60,7 @@ def random_model(vocab_size=496, **size):
 def sampled(policy, tokenizer, examples, cfg):
     """(turns for an update, stats) of one batch, all groups kept."""
     torch.manual_seed(0)
-    cfg = srl.replace(cfg, prompts_per_batch=len(examples), max_tries=1, eps=-1.0)
+    cfg = srl.replace(cfg, prompts_per_batch=len(examples), max_tries=1, eps=-1.0)      # eps below 0: every group is kept
     groups, stats = srl.collect(policy, tokenizer, srl.Cursor(examples, 0), srl.srl_prompt, srl.srl_reward, None, cfg)
     return [(*e.turns[0][:3], a) for episodes, _, advantages in groups for e, a in zip(episodes, advantages.tolist(), strict=True)], stats
 
