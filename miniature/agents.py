@@ -1,37 +1,41 @@
-"""Make the agents' world again from a seed: small Python repositories with one bug each, an expert's trajectories, and a base model.
+"""Generate the agents' world from a seed: small Python repositories with one bug each, an expert's trajectories, and a base model.
 
 A task is a repository of two or three files, an issue such as `cost(3, 4) returns 12 but should return 7.`, visible tests for the agent and hidden ones that
-decide. The tools are those of 03_rlvr_train.py, the calls have the form of SWE-smith.
+decide. The tools are those of engine/agents/tools.py, the calls have the form of SWE-smith.
 
   base model   can use every tool, copies names and lines exactly, and can compute on scratch paper what a function would return with one line changed, one
-               change after the other. It draws its calls, the change it begins with and the one it ends with at random: it cannot find a bug
-  expert       searches the function, views its file, edits the line that is wrong, runs the tests, submits. Its data holds the calls and no scratch paper
+               change after the other. It draws its calls, the first change and the last one at random: it cannot find a bug
+  expert       searches the function, views its file, edits the line that is wrong, runs the tests, submits. Its data contains the calls and no scratch paper
   benchmarks   modules (repositories that are in no training data), larger (more files and functions), kinds (a kind of bug that the expert's data does not
                have); each end to end and with the file given (oracle)
 
-Names say nothing about what a function should do, and code with a bug looks like code without (every variable is used, every order and every constant is
-as likely), so an edit can be found by trying and not by recognising it.
+Names say nothing about what a function should do, and code with a bug looks like code without (every variable is used, every order and every constant has
+the same probability), so an edit can be found by trying and not by recognising it.
 
 in:      nothing
 out:     miniature/agents/expert.jsonl, miniature/agents/benchmarks/*.jsonl, miniature/agents/base/ (config, tokenizer, safetensors)
-command: python miniature/agents.py                 # 7,500 batches, about 45 min of one CPU core, resumes where it stopped
+command: python miniature/agents.py                 # 7,500 batches, about 45 min of one CPU core; again: continues where it stopped
          python miniature/agents.py --data_only     # the same without the base model, seconds
-         python miniature/agents.py --check_only    # how well the base model reads, under a minute
+         python miniature/agents.py --check_only    # how many calls of the base model are right, under a minute
 """
 import argparse
 import random
 import re
-import sys
 from collections import Counter
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 
-import make
+import make  # first: it adds the folder of the scripts and engine/ to sys.path
+import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from engine.agents import sandbox
+from engine.agents.tools import execute
+from engine.agents.trajectories import parse_call
+from engine.files import write_jsonl
+from engine.policy import load_policy
+
 rlvr = import_module("03_rlvr_train")  # import cannot spell a file name that begins with a digit
-segmentation = rlvr.segmentation
 HERE = Path(__file__).parent / "agents"
 NAMES = ("area beam bill bonus cargo cash cost count debt depth drift duty fare fee flow fuel gain gap goal grade heat index level limit load loss mark merit "
          "pace pay phase pitch pool price quota range rank rate ratio rent score share size slope speed stake stock sum tax toll total trend value wage "
@@ -86,30 +90,30 @@ def functions_in(numbered):
     return found
 
 
-class Foreign(Exception):
-    """A line that is none of this world."""
+class UnknownLine(Exception):
+    """A line that no function of this world has."""
 
 
 @lru_cache(maxsize=1 << 16)
-def read_line(line):
+def parse_line(line):
     return re.fullmatch(r"((\w) = |return |if )(?:(\w+)\((\w+), (\w+)\)|(\w+) (\S+) (\w+)):?", line.strip())
 
 
 def run_by_hand(functions, name, arguments):
-    """(value, steps): what the function returns, with every line that runs written out, "c = a + b = 3 + 4 = 7" and "c > b: 7 > 5 yes".
+    """(value, steps): what the function returns, and a text for each line that runs, such as "c = a + b = 3 + 4 = 7" and "c > b: 7 > 5 yes".
 
-    The line stands before its numbers, so that to go on is to copy and to put one value in at a time.
+    The line comes before its numbers: each token is then copied, or is one value.
     """
     parameters, body = functions[name]
     known, steps, skip = dict(zip(parameters, arguments, strict=True)), [], False
     for _, line in body:
         if skip and line.startswith(" " * 8):
             continue
-        m = read_line(line)
+        m = parse_line(line)
         try:
             u, v = (int(t) if t.isdigit() else known[t] for t in (m[4] or m[6], m[5] or m[8]))
         except (TypeError, KeyError):
-            raise Foreign(line) from None
+            raise UnknownLine(line) from None
         symbols = line.strip().removeprefix("return ")
         if m[1] == "if ":
             holds = {"<": u < v, ">": u > v, "<=": u <= v, ">=": u >= v}[m[7]]
@@ -120,7 +124,7 @@ def run_by_hand(functions, name, arguments):
             value, text = (min if m[3] == "min" else max)(u, v), f"{m[3]}({u}, {v})"
         elif m[3]:
             if m[3] not in functions or m[3] == name:
-                raise Foreign(line)
+                raise UnknownLine(line)
             value, inner = run_by_hand(functions, m[3], (u, v))
             text = f"{m[3]}({u}, {v}) = {inner[0].rpartition(' = ')[0]}"
         else:
@@ -129,14 +133,14 @@ def run_by_hand(functions, name, arguments):
         if not m[2]:
             return value, steps
         known[m[2]] = value
-    raise Foreign("no return")
+    raise UnknownLine("no return")
 
 
 def value_of(functions, name, arguments):
-    """What the function returns, None where a line is none of this world."""
+    """What the function returns, None for an UnknownLine."""
     try:
         return run_by_hand(functions, name, arguments)[0]
-    except Foreign:
+    except UnknownLine:
         return None
 
 
@@ -173,7 +177,7 @@ def changes(line, scope):
 
 
 def all_used(parameters, body):
-    """Whether every argument and every variable stands in an expression."""
+    """Whether every argument and every variable occurs in an expression."""
     names, expressions = set(parameters), ""
     for _, line in body:
         head, _, rest = line.rpartition(" = ")
@@ -237,7 +241,7 @@ def draw_task(rng, kinds, num_files=(2, 3), num_functions=(1, 2)):
         pair = next((pair for pair in arguments if value_of(wrong, name, pair) != (want := value_of(right, name, pair))
                      and sum(value_of(functions, name, pair) == want for functions in tried) == 1), None)
         others = [(file, f) for file, (_, functions) in files.items() for f in functions if (file, f) != (path, name)]
-        checks = {place: draw_tests(rng, 2) for place in others}
+        checks = {other: draw_tests(rng, 2) for other in others}
         if not pair:
             continue
         rest = [p for p in arguments if p != pair][:7]
@@ -253,7 +257,7 @@ def draw_task(rng, kinds, num_files=(2, 3), num_functions=(1, 2)):
 
 
 def code_of(task):
-    """The function under test with its names taken out: tasks with equal code are not told apart."""
+    """The function under test without its names: tasks with equal code count as the same task."""
     functions = functions_in(enumerate(task["files"][task["path"]].splitlines(), 1))
     lines = [line for f, (_, body) in functions.items() for _, line in body
              if f == task["name"] or any(re.search(rf"\b{f}\(", text) for _, text in functions[task["name"]][1])]
@@ -275,7 +279,7 @@ PROSE = ("I look where the function is.", "Now the file.", "This line is wrong."
 
 
 def trajectory(task):
-    """The task as SWE-smith writes a trajectory: system, issue, then calls with a word of prose and what they returned."""
+    """The messages of a trajectory in the form of SWE-smith: system, issue, then calls with a sentence of prose, and observations."""
     messages, example = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": task["problem"]}], {**task, "context": []}
     for prose, call in zip(PROSE, expert_calls(task), strict=True):
         messages.append({"role": "assistant", "content": f"{prose}\n\n{call}"})
@@ -307,11 +311,11 @@ def make_tasks(seed):
     return sets, seen
 
 
-# 4. The base model's reading: random calls
+# 4. The base model's training data: random calls
 def seen_file(context):
     """(path, [(line number, line)]) of the last view in the context, None where there is none."""
     for call, shown in zip(context[-2::-2], context[::-2], strict=True):
-        name, arguments = segmentation.parse_call(call["content"])
+        name, arguments = parse_call(call["content"])
         if name == "view" and not shown["content"].startswith("Error"):
             return arguments["path"], [(int(n), line) for n, line in (text.split("|", 1) for text in shown["content"].split("\n"))]
     return None
@@ -325,7 +329,7 @@ def complaint(text):
 
 
 def random_edit(example, rng, stop=0.15):
-    """(think, call) of an edit: changes are tried on paper, from a random one on in the order of the lines, and the last one is written, whatever came out."""
+    """(think, call) of an edit: changes are tried on paper in the order of the lines, beginning at a random one; the last one is made, right or not."""
     path, numbered = seen_file(example["context"])
     functions = functions_in(numbered)
     sources = [example["problem"]] + [m["content"] for m in example["context"] if "should return" in m["content"]]
@@ -347,7 +351,7 @@ def random_edit(example, rng, stop=0.15):
 
 
 def random_call(example, rng):
-    """(think, call) without any strategy: a tool that can be used, with a name that stands in the context."""
+    """(think, call) without any strategy: a tool that can be used, with a name from the context."""
     context = example["context"]
     text = example["problem"] + "\n" + "\n".join(m["content"] for m in context)
     names = sorted(set(re.findall(r"\b\w{2,}(?=\()", text)) & set(NAMES))
@@ -364,7 +368,7 @@ def random_call(example, rng):
 
 
 def without_processes(files, tests):
-    """rlvr.failed_tests for this world's own code, a thousand times as fast: for reading, where nothing is executed."""
+    """sandbox.failed_tests for this world's own code, computed by hand, a thousand times as fast."""
     sentences = []
     for module, name, arguments, expected in tests:
         value = value_of(functions_in(enumerate(files[f"{module}.py"].splitlines(), 1)), name, arguments)
@@ -374,19 +378,19 @@ def without_processes(files, tests):
 
 
 def draw_state(rng, held_out):
-    """A task on the expert's way or on a random one."""
+    """An unseen task after some calls: the expert's or random ones."""
     while True:
         task = draw_task(rng, KINDS, *(((2, 3), (1, 2)) if rng.random() < 0.8 else ((4,), (2, 3))))
         if code_of(task) not in held_out:
             break
     example = {**task, "context": []}
     way = rng.random()
-    if way < 0.5:                       # the expert's way, most often up to the view; the next call is random all the same
+    if way < 0.5:                       # the expert's calls, most often up to the view; the next call is random all the same
         for call in expert_calls(task)[:rng.choice((0, 1, 2, 2, 2, 3, 4))]:
             example = rlvr.next_call(example, call)
     elif way < 0.65:                    # the file is given
         example = rlvr.next_call(example, expert_calls(task)[1])
-    elif way < 0.8:                     # a wrong edit, a failed test, another look
+    elif way < 0.8:                     # a wrong edit, a failed test, another view
         for tool in ("view", "edit", "run_tests", "view")[:rng.choice((2, 3, 4, 4))]:
             path = {"path": task["path"]} if tool == "view" else {}
             example = rlvr.next_call(example, random_edit(example, rng)[1] if tool == "edit" else call_text(tool, **path))
@@ -399,25 +403,23 @@ def draw_state(rng, held_out):
 
 
 def draw_calls(rng, held_out, num=5):
-    """(prompt, completions), as make.pretrain reads them: a state, and calls drawn at random there."""
-    rlvr.failed_tests = without_processes                                                         # make.pretrain draws in a process of its own
+    """A prompt and completions for make.pretrain: a task after some calls, and random next calls."""
+    sandbox.failed_tests = without_processes                                                      # make.pretrain draws in a process of its own
     example = draw_state(rng, held_out)
     return prompt_text(example), [f"<think>{think}</think>\n{call}" for think, call in (random_call(example, rng) for _ in range(num))]
 
 
 def prompt_text(example):
-    """What srl_prompt and the chat template make of it: kept equal by a test."""
+    """The prompt as srl_prompt and the chat template write it; a test compares them."""
     turns = "".join(f"<|assistant|>{m['content']}<|end|>" if m["role"] == "assistant" else f"<|user|>{m['content']}" for m in example["context"])
     return f"<|user|>{example['problem']}{turns}<|assistant|>"
 
 
-ISOLATED = rf"\b(?:{'|'.join(NAMES + FILES)})\b|\b[a-z]\b|\d"         # a name is one token wherever it stands, so it can be copied
+ISOLATED = rf"\b(?:{'|'.join(NAMES + FILES)})\b|\b[a-z]\b|\d"         # a name is one token everywhere, so it can be copied
 
 
 def check_calls(model, tokenizer, held_out, seed, num=400):
-    """What share of sampled calls (temperature 1) on unseen tasks can be executed, and of the changes tried on paper is legal with the right steps."""
-    import torch
-
+    """How many sampled calls (temperature 1) on unseen tasks can be executed, and how many changes tried on paper are legal with the right steps."""
     rng, counts = random.Random(seed + 2), Counter()
     torch.manual_seed(seed)
     examples = [draw_state(rng, held_out) for _ in range(num)]
@@ -425,8 +427,8 @@ def check_calls(model, tokenizer, held_out, seed, num=400):
     texts = rlvr.srl.generate(model, tokenizer, prompts, 1, max_new_tokens=500).texts
     for example, text in zip(examples, texts, strict=True):
         think, action = rlvr.srl.parse_completion(text) or ("", "")
-        name, arguments = segmentation.parse_call(action) or ("", {})
-        _, observation = rlvr.execute(name, arguments, example["files"], example["visible"])
+        name, arguments = parse_call(action) or ("", {})
+        _, observation = execute(name, arguments, example["files"], example["visible"])
         counts.update({"calls": 1, f"{name}": 1, "executed": not observation.startswith("Error")})
         lines = [re.fullmatch(r"(\d+)\|(.*) -> (.*), (yes|no)", line) for line in think.split("\n")[1:]]
         if not lines:
@@ -443,9 +445,9 @@ def check_calls(model, tokenizer, held_out, seed, num=400):
                     counts["computed"] += f"{', '.join(steps)}, {'yes' if value == goal[2] else 'no'}" == f"{m[3]}, {m[4]}"
                     break
         last = lines[-1]
-        counts.update(edits=1, written=last is not None and arguments.get("line") == last[1] and arguments.get("text") == last[2])
+        counts.update(edits=1, made=last is not None and arguments.get("line") == last[1] and arguments.get("text") == last[2])
     print(f"{counts['executed'] / num:.1%} of {num} sampled calls on unseen tasks can be executed; of {counts['tried']} changes tried {counts['legal']} are "
-          f"legal and {counts['computed']} computed without a mistake; {counts['written']} of {counts['edits']} edits write the last one; {dict(counts)}")
+          f"legal and {counts['computed']} computed without a mistake; {counts['made']} of {counts['edits']} edits make the last one; {dict(counts)}")
     return counts
 
 
@@ -453,17 +455,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batches", type=int, default=7_500, help="length of the pretraining, batches of 2,500 tokens")
-    parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
-    parser.add_argument("--check_only", action="store_true", help="measure the base model that is there instead")
+    parser.add_argument("--data_only", action="store_true", help="without the base model")
+    parser.add_argument("--check_only", action="store_true", help="only measure the base model in --out")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
-    rlvr.failed_tests = without_processes
+    sandbox.failed_tests = without_processes
     sets, seen = make_tasks(args.seed)
     if args.check_only:
-        return check_calls(*rlvr.srl.load_policy(args.out / "base"), seen, args.seed)
+        return check_calls(*load_policy(args.out / "base"), seen, args.seed)
     for name, records in sets.items():
         path = args.out / ("expert.jsonl" if name == "expert" else f"benchmarks/{name}.jsonl")
-        segmentation.write_jsonl(path, records)
+        write_jsonl(path, records)
         print(f"{path}: {len(records)} tasks")
     if not args.data_only:
         draw = partial(draw_calls, held_out=seen)

@@ -1,24 +1,23 @@
-"""Make the miniature world again from a seed: expert data, benchmarks, tokenizer and the small base model.
+"""Generate the miniature world from a seed: expert data, benchmarks, tokenizer and the small base model.
 
 The world is linear equations. An action is one algebraic transformation, written as a numbered step with a bold title, the shape of the
-numbered solutions in s1K. Everything here is committed, so nobody has to run this; it is here so that everybody can.
+numbered solutions in s1K. Everything here is committed, so nobody has to run this.
 
-  base model   knows every legal move with its arithmetic on scratch paper in <think>, but draws its moves at random: algebra without strategy
-  expert       always makes the right move; its data holds the moves and answers (its own, wordier thoughts are kept apart, for SFT on reasoning)
+  base model   knows every legal move with its arithmetic on scratch paper in <think>, but draws its moves at random: algebra without a strategy
+  expert       always makes the right move; its data contains moves and answers (its own, wordier thoughts are in fields of their own, for SFT on reasoning)
   benchmarks   short, hard (as trained), long (more steps than any expert solution), large (bigger numbers); disjoint from the training problems
 
-Of 600 moves sampled from the committed base 97.8 % are legal and exactly right. This command made it, interrupted twice: two CPU cores computed the first
-1,250 and the last 2,800 of its batches, about 4 a second, a GPU (H200) those between, about 18 a second. Elsewhere the rounding differs, and so do the weights.
+Of 600 moves sampled from the committed base 97.8 % are legal and exactly right. Made by this command, interrupted twice: two CPU cores computed the first
+1,250 and the last 2,800 of its batches, about 4 a second, a GPU (H200) those between, about 18 a second. Elsewhere rounding and weights differ.
 
 in:      nothing
 out:     miniature/expert.jsonl, miniature/benchmarks/*.jsonl, miniature/base/ (config, tokenizer, safetensors)
-command: python miniature/make.py              # 2 CPU cores, about 1 h, resumes where it stopped
+command: python miniature/make.py              # 2 CPU cores, about 1 h; again: continues where it stopped
          python miniature/make.py --data_only  # the same without the base model, seconds
          python miniature/make.py --check_only # how many moves of the base model are right, under a minute
 """
 import argparse
 import itertools
-import json
 import os
 import random
 import re
@@ -26,11 +25,11 @@ import sys
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))    # engine/, imported late: who generates data alone needs no torch
 LIMIT = 999                     # no number in the world is larger
 SIZES = {"short": 60, "hard": 60, "long": 60, "large": 60, "expert": 560}      # problems, in the order in which they are drawn
 MORE = {"hard": 180, "expert": 700}     # then these: 1,200 problems to train on and 60 held out by 01_segment.py; 240 of the set that decides
@@ -128,7 +127,7 @@ def scratch_quotient(n, d):
     return f"{abs(n)}/{d}: {', '.join(parts)}, so {abs(n) // d}"
 
 
-# 3. The expert's thoughts: the same arithmetic in a style that is foreign to the student (place values, counting up, words)
+# 3. The expert's thoughts: the same arithmetic in a style that is foreign to the student (tens and ones, counting up, words)
 def foreign_sum(a, b):
     big, small = max(abs(a), abs(b)), min(abs(a), abs(b))
     if (a < 0) == (b < 0):
@@ -157,7 +156,7 @@ STYLES = {"student": (scratch_sum, scratch_product, scratch_quotient), "expert":
 
 # 4. Moves: a title, and what it does to an equation
 def combine(side, work, extra=()):
-    """Like terms outside parentheses added up, the sums written to `work`."""
+    """The side with like terms outside parentheses added up; appends the sums to `work`."""
     side = list(side) + list(extra)
     out = [term for term in side if term[0] == "p"]
     for kind in "xc":
@@ -228,7 +227,7 @@ def add_title(kind, n):
 
 
 def random_title(equation, rng):
-    """One legal move without any strategy: a random kind of move, then a random number or one that stands there.
+    """One legal move without any strategy: a random kind of move, then a random number or a term of the equation.
 
     The weights decide what can be learned from it: a right step must be drawn now and then, and six right steps in a row practically never.
     """
@@ -255,7 +254,7 @@ def random_title(equation, rng):
             title = "Swap the sides"
         elif kind in ("c", "x"):
             present = [term[1] for side in equation for term in side if term[0] == kind]
-            if present and rng.random() < 0.6:  # mostly a term that stands there, as anybody would try
+            if present and rng.random() < 0.6:  # mostly a term of the equation, as anybody would try
                 n = -rng.choice(present)
             else:
                 n = rng.choice((-1, 1)) * (rng.randint(1, 9) if kind == "x" else rng.choice((rng.randint(1, 9), rng.randint(1, 99), rng.randint(100, 400))))
@@ -369,8 +368,8 @@ def make_data(seed):
     return sets, seen
 
 
-# 6. The base model's reading: random legal moves from states along random walks and along solutions
-def draw_reading(rng, held_out, num=4):
+# 6. The base model's training data: random legal moves from states along random walks and along solutions
+def draw_example(rng, held_out, num=4):
     """(problem, steps so far, num pairs of (think, action), equation): the next moves are always drawn without strategy."""
     while True:
         start, _ = draw_problem(rng.choices(("short", "hard", "long", "large"), (1, 3, 1, 1.5))[0], rng)
@@ -395,7 +394,7 @@ def draw_reading(rng, held_out, num=4):
 
 
 def prompt_text(problem, steps):
-    """What srl_prompt and the chat template make of it: kept equal by a test."""
+    """The prompt as srl_prompt and the chat template write it; a test compares them."""
     return f"<|user|>{problem}\n\nSolution:\n" + "".join(f"{step}\n" for step in steps) + "<|assistant|>"
 
 
@@ -407,10 +406,9 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(texts, isolated, vocabulary):
-    """A byte-level BPE where what matches `isolated` (digits) stands alone; runs between may merge across words, so a step is short."""
+    """A byte-level BPE where a match of `isolated` (a digit) is a token by itself; the text between may merge across words, so a step is short."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(isolated), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -425,10 +423,9 @@ def make_tokenizer(texts, isolated, vocabulary):
 
 
 # 7. Pretraining
-def read_batches(draw, seed, folder, index):
-    """Batches of about 2,500 tokens, 2,000 readings in all, the same for the same index; a row is a prompt's ids and its completions', with EOS."""
+def make_batches(draw, seed, folder, index):
+    """Batches of about 2,500 tokens, 2,000 prompts in all, the same for the same index; a row: ids of a prompt, ids of each completion with EOS."""
     from transformers import AutoTokenizer
-
     tokenizer, rng, rows = AutoTokenizer.from_pretrained(folder), random.Random(f"{seed}, {index}"), []
     for prompt, texts in (draw(rng) for _ in range(2000)):
         rows.append([tokenizer(prompt)["input_ids"], *(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts)])
@@ -442,14 +439,8 @@ def read_batches(draw, seed, folder, index):
     return batches
 
 
-def script():
-    """02_srl_train.py; imported late, since whoever makes data alone needs no torch."""
-    sys.path.insert(0, str(HERE.parent))
-    return import_module("02_srl_train")  # import cannot spell a file name that begins with a digit
-
-
-def read_ahead(function):
-    """function(0), function(1), ...: other processes compute the next ones meanwhile."""
+def prefetch(function):
+    """function(0), function(1), ..: other processes compute the next ones meanwhile."""
     num = max(1, min(4, (os.cpu_count() or 1) - 1))
     with ProcessPoolExecutor(num, get_context("spawn")) as pool:
         later = deque(pool.submit(function, index) for index in range(num))
@@ -459,7 +450,7 @@ def read_ahead(function):
 
 
 def pretrain(draw, seed, num_batches, out, isolated, vocabulary, width=128, layers=4):
-    """Train a model and its tokenizer, and save both in `out`. Completions alone have a loss.
+    """Train a model and its tokenizer, and save both in `out`. The loss is on completions alone.
 
     draw(rng) -> (text of a prompt, texts of completions).
     """
@@ -467,7 +458,9 @@ def pretrain(draw, seed, num_batches, out, isolated, vocabulary, width=128, laye
     from tqdm import tqdm
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    srl = script()
+    from engine.attention import register_attention
+    from engine.logprobs import token_logprobs
+    register_attention()
     out.mkdir(parents=True, exist_ok=True)
     saved = out / "pretrain.pt"
     if not saved.exists():
@@ -493,15 +486,15 @@ def pretrain(draw, seed, num_batches, out, isolated, vocabulary, width=128, laye
         muon.load_state_dict(state["muon"])
         adam.load_state_dict(state["adam"])
         done = state["done"]
-    reading = itertools.chain.from_iterable(read_ahead(partial(read_batches, draw, seed, out)))
-    for step, batch in enumerate(tqdm(itertools.islice(reading, num_batches), total=num_batches, unit="batch", desc="pretraining"), 1):
-        if step <= done:                          # read again after an interruption: a hundredth of the time, and the same batches follow
+    batches = itertools.chain.from_iterable(prefetch(partial(make_batches, draw, seed, out)))
+    for step, batch in enumerate(tqdm(itertools.islice(batches, num_batches), total=num_batches, unit="batch", desc="pretraining"), 1):
+        if step <= done:                          # drawn again after an interruption, in a hundredth of the time
             continue
         factor = min(1, step / 100, (1 - (step - 1) / num_batches) / 0.6)  # warmup, constant, linear to zero over the last 60 %
         for optimizer, rate in ((muon, MUON_LR), (adam, 1.5e-3)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        logprobs, mask, _ = srl.token_logprobs(model, [(prompt, texts) for prompt, *texts in batch])
+        logprobs, mask, _ = token_logprobs(model, [(prompt, texts) for prompt, *texts in batch])
         loss = -logprobs[mask].mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -521,21 +514,20 @@ def pretrain(draw, seed, num_batches, out, isolated, vocabulary, width=128, laye
 
 
 def draw_moves(rng, held_out):
-    """A prompt and four completions, as `pretrain` reads them."""
-    problem, steps, moves, _ = draw_reading(rng, held_out)
+    """A prompt and four completions for `pretrain`."""
+    problem, steps, moves, _ = draw_example(rng, held_out)
     return prompt_text(problem, steps), [f"<think>{think}</think>\n{action}" for think, action in moves]
 
 
 def check_moves(model, tokenizer, held_out, seed, num=600):
     """Share of sampled moves (temperature 1) on unseen equations that are legal with exactly the right result."""
     import torch
-
     rng, counts, wrong = random.Random(seed + 2), Counter(), []
     model.eval()
     torch.manual_seed(seed)
-    reading = [draw_reading(rng, held_out, 1) for _ in range(num)]
+    examples = [draw_example(rng, held_out, 1) for _ in range(num)]
     for begin in range(0, num, 100):
-        part = reading[begin:begin + 100]
+        part = examples[begin:begin + 100]
         inputs = tokenizer([prompt_text(p, s) for p, s, *_ in part], return_tensors="pt", padding=True).to(model.device)
         inputs.pop("token_type_ids", None)
         with torch.no_grad():
@@ -554,27 +546,28 @@ def check_moves(model, tokenizer, held_out, seed, num=600):
                 counts[" ".join(m[2].split()[:1]) + (" right" if right else " wrong")] += 1
             if not right:
                 wrong.append(f"{equation_text(equation)}  ->  {text}")
-    share = sum(n for name, n in counts.items() if name.endswith("right")) / num
-    print(f"legal and exactly right: {share:.1%} of {num} sampled moves on unseen equations; {dict(sorted(counts.items()))}")
+    right = sum(n for name, n in counts.items() if name.endswith("right")) / num
+    print(f"legal and exactly right: {right:.1%} of {num} sampled moves on unseen equations; {dict(sorted(counts.items()))}")
     print("\n".join(wrong[:5]))
-    return share
+    return right
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batches", type=int, default=13_800, help="length of the pretraining, batches of 2,500 tokens")
-    parser.add_argument("--data_only", action="store_true", help="leave the base model as it is")
-    parser.add_argument("--check_only", action="store_true", help="measure the base model that is there instead")
+    parser.add_argument("--data_only", action="store_true", help="without the base model")
+    parser.add_argument("--check_only", action="store_true", help="only measure the base model in --out")
     parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args()
+    from engine.files import write_jsonl
     sets, seen = make_data(args.seed)
     if args.check_only:
-        return check_moves(*script().load_policy(args.out / "base"), seen, args.seed)
+        from engine.policy import load_policy
+        return check_moves(*load_policy(args.out / "base"), seen, args.seed)
     for name, records in sets.items():
         path = args.out / ("expert.jsonl" if name == "expert" else f"benchmarks/{name}.jsonl")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        write_jsonl(path, records)
         print(f"{path}: {len(records)} problems, for instance {records[0]['problem']!r}")
     if not args.data_only:
         model, tokenizer = pretrain(partial(draw_moves, held_out=seen), args.seed, args.batches, args.out / "base", isolated=r"\d|\n", vocabulary=560)

@@ -1,7 +1,7 @@
 """Control: rejection sampling. The policy's own completions whose step equals the expert's, fine-tuned on, in rounds.
 
-It asks whether SRL needs reinforcement learning at all here: as long as a sampled step equals the expert's now and then, its own right thoughts can
-be collected and imitated. On real solutions, whose wording no sample ever equals, there is nothing to collect.
+It tests whether SRL needs reinforcement learning here: where a sampled step equals the expert's now and then, completions with right thoughts can be
+collected and imitated. On real solutions, whose wording no sample ever equals, there is nothing to collect.
 
 in:      runs/data (01_segment.py), the base model
 out:     OUT/round1..R (data and model), OUT/model
@@ -19,22 +19,21 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from engine.files import read_jsonl, run_main, write_jsonl  # noqa: E402
+from engine.policy import load_policy  # noqa: E402
+
 srl = import_module("02_srl_train")
-segmentation = srl.segmentation
 
 
 def exact_completions(policy, tokenizer, examples, cfg, per_prompt=4):
     """Up to per_prompt different completions of every example whose step equals the expert's, as examples with a target."""
-    found = []
-    bar = tqdm(total=len(examples) * cfg.group_size, unit="rollout", desc="sampling", dynamic_ncols=True)
-    for begin in range(0, len(examples), cfg.prompts_per_batch):
-        part = examples[begin:begin + cfg.prompts_per_batch]
-        for example, group in zip(part, srl.play(policy, tokenizer, part, cfg.group_size, srl.srl_prompt, None, cfg), strict=True):
-            exact = {e.turns[0][3] for e in group if e.finished and srl.srl_reward(e.turns[0][3], example) == 1.0}
+    found, P = [], cfg.prompts_per_batch
+    bar = tqdm([examples[i:i + P] for i in range(0, len(examples), P)], unit="batch", desc="sampling", dynamic_ncols=True)
+    for part in bar:
+        for example, group in zip(part, srl.run_episodes(policy, tokenizer, part, cfg.group_size, srl.srl_prompt, None, cfg), strict=True):
+            exact = {e.turns[0].text for e in group if e.finished and srl.srl_reward(e.turns[0].text, example) == 1.0}
             found += [{**example, "target": text} for text in sorted(exact)[:per_prompt]]
-        bar.update(len(part) * cfg.group_size)
         bar.set_postfix(exact=len(found))
-    bar.close()
     return found
 
 
@@ -44,7 +43,7 @@ def main():
     parser.add_argument("--out", type=Path, default=srl.HERE / "runs/rejection")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--rollouts", type=int, default=srl.Config.rollouts, help="completions in all, as many as SRL has")
+    parser.add_argument("--rollouts", type=int, default=srl.Config.rollouts, help="completions in all (default: as many as SRL)")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args()
     cfg = srl.Config(data=str(args.data), seed=args.seed)
@@ -57,15 +56,15 @@ def main():
         drawn = cursor.take(num)
         if not (folder / "train.jsonl").exists():
             torch.manual_seed(args.seed * 1000 + n)
-            found = exact_completions(*srl.load_policy(model), drawn, cfg)
-            segmentation.write_jsonl(folder / "val.jsonl", val)
-            segmentation.write_jsonl(folder / "train.jsonl", found)
+            found = exact_completions(*load_policy(model), drawn, cfg)
+            write_jsonl(folder / "val.jsonl", val)
+            write_jsonl(folder / "train.jsonl", found)
             print(json.dumps({"round": n, "rollouts": num * cfg.group_size, "exact": len(found)}))
         sft = replace(cfg, method="sft", model=model, out=str(folder), epochs=3, learning_rate=args.learning_rate)
-        srl.train_sft(sft, segmentation.read_jsonl(folder / "train.jsonl"), val)
+        srl.train_sft(sft, read_jsonl(folder / "train.jsonl"), val)
         model = str(folder / "model")
     shutil.copytree(model, args.out / "model", dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
-    segmentation.run_main(main)
+    run_main(main)

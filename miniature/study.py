@@ -1,7 +1,7 @@
-"""The results table: every method, five training seeds, evaluated, side by side on the cores of one machine.
+"""The results table: every method, five training seeds, trained and evaluated in parallel on the cores of one machine.
 
-Each job is one of the four scripts with the flags that its log shows; a job whose result stands is skipped, and an interrupted one continues, so this can
-be stopped and started at will.
+Each job runs the scripts with the flags that its log shows. A job that has a result is skipped and an interrupted one continues, so this can be stopped and
+started at any time.
 
 in:      the miniature
 out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, figure.png, the table in README.md; models in runs/study
@@ -9,8 +9,8 @@ command: python miniature/study.py                       # 2 CPU cores, about 3 
          python miniature/study.py --seeds 0 --methods base srl
          python miniature/study.py --world agents        # the agents: results/agents, the second table in README.md
          python miniature/study.py --tune                # how the settings were chosen, on the validation problems; with --world agents the agents'
-         python miniature/study.py --table               # table, figure and README again from results/, seconds
-         python miniature/study.py --lengths runs/eval   # tokens of each kind of step, from the completions that 04_eval.py left there
+         python miniature/study.py --table               # only table, figure and README, from results/, seconds
+         python miniature/study.py --lengths runs/eval   # only tokens of each kind of step, from completions of 04_eval.py
 """
 import argparse
 import itertools
@@ -27,23 +27,26 @@ from pathlib import Path
 from threading import Lock
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from engine.files import read_jsonl, write_jsonl, write_text  # noqa: E402
+
 METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "sft_student", "rejection")
 NEEDS = {"srl_rlvr": "srl", "sft_rlvr": "sft_outline"}
 SFT = ("02_srl_train.py", "--method", "sft", "--sft_target")
-# chosen on the 60 validation problems (README, "How the settings were chosen"); SRL runs with 02's defaults, RLVR longer than 03's, which fit a coffee break
+# chosen on the 60 validation problems (README, "How the settings were chosen"); SRL has 02's defaults, RLVR more rollouts than 03's
 TRAIN = {
     "srl": ("02_srl_train.py",),
     "srl_rlvr": ("03_rlvr_train.py", "--rollouts", "60000"),
-    # as many completions as SRL and RLVR together; where no group has a signal the batch only says how many are sampled side by side
+    # as many completions as SRL and RLVR together; where no group has a signal, the batch only decides how many are sampled at a time
     "rlvr": ("03_rlvr_train.py", "--rollouts", "108000", "--prompts_per_batch", "16"),
     "sft_rlvr": ("03_rlvr_train.py", "--rollouts", "108000"),
     "sft_outline": (*SFT, "outline", "--learning_rate", "3e-3"),
     "sft_reasoning": (*SFT, "reasoning", "--learning_rate", "3e-3", "--max_new_tokens", "400"),
-    "sft_student": (*SFT, "student", "--learning_rate", "1e-3"),
+    "sft_student": (*SFT, "outline", "--learning_rate", "1e-3"),     # on data with targets of its own, see make_examples
     "rejection": ("miniature/rejection.py",),
 }
 RECIPE = ("--recipe", "agents")
-# of each world: where its base model, runs and results are, the flags of 01 and 04, and how each method is trained
+# of each world: base model, runs and results, the flags of 01 and 04, and the command that trains each method
 WORLDS = {
     "equations": {"base": "miniature/base", "runs": "runs/study", "results": "results/miniature", "segment": (), "eval": (), "train": TRAIN},
     "agents": {"base": "miniature/agents/base", "runs": "runs/study_agents", "results": "results/agents",
@@ -52,7 +55,7 @@ WORLDS = {
                          "rlvr": ("03_rlvr_train.py", *RECIPE, "--rollouts", "72000"),       # as many completions as SRL and RLVR together
                          "sft_outline": ("02_srl_train.py", *RECIPE, "--method", "sft")}},
 }
-# what --tune tries: flags beside those of TRAIN, () as there.
+# what --tune tries: flags that are added to those of TRAIN or replace them
 RATES = tuple(("--learning_rate", rate) for rate in ("3e-4", "1e-3", "3e-3"))
 SHORT = ("--rollouts", "36000")     # 03's default
 GRID = {
@@ -64,7 +67,7 @@ GRID = {
     "agents": {"srl": ((), ("--learning_rate", "1.5e-4"), ("--learning_rate", "6e-4"), ("--loss_mean", "token")), "sft_outline": RATES,
                "srl_rlvr": ((), ("--learning_rate", "1e-4"), ("--learning_rate", "6e-4"), ("--loss_mean", "completion"))},
 }
-TUNE_SEEDS = (100, 101)     # seeds of their own: no run of the table was looked at to choose
+TUNE_SEEDS = (100, 101)     # no seed of the table: its runs had no part in the choice
 
 
 def run(command, log):
@@ -77,16 +80,32 @@ def run(command, log):
         raise SystemExit(f"{' '.join(map(str, command))}: exit code {result.returncode}; see {log}")
 
 
+def make_examples(here, world):
+    """The examples of a seed's runs in here/data; for the control "SFT, own-style thoughts" in here/data_student, with thoughts in the base's style."""
+    if not (here / "data/val.jsonl").exists():
+        run(["01_segment.py", *world["segment"], "--out", here / "data"], here / "segment.log")
+    if "sft_student" in world["train"] and not (here / "data_student/val.jsonl").exists():
+        targets = [{**e, "target": f"<think>{e['student_thoughts']}</think>\n{e['action']}"} for e in read_jsonl(here / "data/train.jsonl")]
+        write_jsonl(here / "data_student/train.jsonl", targets)
+        shutil.copy(here / "data/val.jsonl", here / "data_student/val.jsonl")
+
+
+def train(method, command, here, out, seed, start):
+    """Run a command that trains a method from the model `start`, with the examples in `here`."""
+    start = () if method == "rejection" else ("--model", start)
+    data = here / ("data_student" if method == "sft_student" else "data")
+    run([*command, "--data", data, "--out", out, "--seed", seed, *start], here / f"{out.name}.log")
+
+
 def trained(method, seed, world):
-    """The folder of a method's model with a seed; what it starts from is trained first where it is not there."""
+    """The folder of a method's model with a seed; the model that it starts from is trained first where there is none."""
     here, base = ROOT / world["runs"] / f"seed{seed}", ROOT / world["base"]
     if method == "base":
         return base
     start = base
     if method in NEEDS and not (start := here / NEEDS[method] / "model").is_dir():
         trained(NEEDS[method], seed, world)
-    start = () if method == "rejection" else ("--model", start)
-    run([*world["train"][method], "--data", here / "data", "--out", here / method, "--seed", seed, *start], here / f"{method}.log")
+    train(method, world["train"][method], here, here / method, seed, start)
     return here / method / "model"
 
 
@@ -96,7 +115,7 @@ def job(method, seed, args):
     here = ROOT / world["runs"] / f"seed{seed}"
     result = args.results / f"seed{seed}/{method}.json"
     if result.exists():
-        return f"{method}, seed {seed}: stands"
+        return f"{method}, seed {seed}: has a result"
     started = time.time()
     model = trained(method, seed, world)
     tokens = ("--max_new_tokens", 400) if method == "sft_reasoning" else ()      # its thoughts are longer
@@ -120,9 +139,9 @@ def with_flags(command, flags):
 
 
 def tune(args):
-    """Every variant of GRID with the seeds of TUNE_SEEDS, judged on the validation problems. Rows that stand in results/tuning*.json are not run again.
+    """Every variant of GRID with the seeds of TUNE_SEEDS, compared on the validation problems. Rows that are in results/tuning*.json are not run again.
 
-    RLVR begins with the model of the same seed that GRID's first variant of SRL gave.
+    RLVR starts from the model of the same seed that GRID's first variant of SRL gave.
     """
     world, path, lock = WORLDS[args.world], tuning_path(args), Lock()
     rows = json.loads(path.read_text()) if path.exists() else []
@@ -134,29 +153,25 @@ def tune(args):
             return
         here = ROOT / world["runs"] / f"tune{seed}"
         out = here / "-".join([method, *(flag.strip("-") for flag in flags)])
-        start = () if method == "rejection" else ("--model", here / NEEDS[method] / "model" if method in NEEDS else ROOT / world["base"])
-        run([*command, "--data", here / "data", "--out", out, "--seed", seed, *start], here / f"{out.name}.log")
+        train(method, command, here, out, seed, here / NEEDS[method] / "model" if method in NEEDS else ROOT / world["base"])
         log = (out / "log.jsonl") if method != "rejection" else sorted(out.glob("round*/log.jsonl"))[-1]
         exact, reward = max((line["val_exact"], line["val_reward"]) for line in map(json.loads, log.read_text().splitlines()) if "val_exact" in line)
         print(f"{' '.join(command)}, seed {seed}: exact {exact:.1%}, reward {reward:.3f}", flush=True)
         with lock:
             rows.append({"seed": seed, "method": method, "command": command, "val_exact": exact, "val_reward": reward})
-            path.with_suffix(".part").write_text(json.dumps(rows, indent=1) + "\n")
-            os.replace(path.with_suffix(".part"), path)
+            write_text(path, json.dumps(rows, indent=1) + "\n")
 
     with ThreadPoolExecutor(args.workers) as pool:
         for seed in args.tune:
-            here = ROOT / world["runs"] / f"tune{seed}"
-            if not (here / "data/val.jsonl").exists():
-                run(["01_segment.py", *world["segment"], "--out", here / "data"], here / "segment.log")
-            for later in (False, True):                     # what begins with another method's model comes after it
+            make_examples(ROOT / world["runs"] / f"tune{seed}", world)
+            for later in (False, True):                     # what starts from another method's model comes after it
                 variants = [(seed, method, flags) for method, grid in GRID[args.world].items() if method in args.methods for flags in grid]
                 list(pool.map(one, [v for v in variants if (v[1] in NEEDS) == later]))
     write_table(args)
 
 
 def tuning_table(args):
-    """The rows of results/tuning*.json: the best validation of each command, a column for each seed."""
+    """The rows of results/tuning*.json in Markdown: the best validation of each command, a column for each seed."""
     rows = json.loads(tuning_path(args).read_text())
     seeds = sorted({row["seed"] for row in rows})
     found = {}
@@ -172,9 +187,9 @@ def tuning_table(args):
 
 
 def write_lengths(completions):
-    """Share and mean tokens of each kind of step, sampled, for each model whose completions of the equations stand in a folder.
+    """Print mean tokens and frequency of each kind of step, sampled, for each model with completions of the equations in a folder.
 
-    A policy that wanders takes other steps than one that solves: the mean over all steps compares the mix, a line of this table the same kind of step.
+    A policy without a strategy takes other kinds of steps than one that solves: the mean over all steps compares the mix, a row of this table the same kind.
     """
     tokens, kinds = {}, Counter()                           # tokens: of each model, kind -> list of lengths
     for path in sorted(completions.glob("*/*.jsonl")):
@@ -186,21 +201,21 @@ def write_lengths(completions):
                     kinds[kind] += 1
     if not tokens:
         raise SystemExit(f"{completions}: no completions of 04_eval.py; run it first, or give the folder of its --completions")
-    print("| tokens (share of all steps) |", " | ".join(tokens), "|\n|" + "---|" * (1 + len(tokens)))
+    print("| tokens (part of all steps) |", " | ".join(tokens), "|\n|" + "---|" * (1 + len(tokens)))
     for kind in [kind for kind, n in kinds.most_common() if n >= 0.001 * kinds["all"]]:
         these = [(lengths.get(kind, []), len(lengths["all"])) for lengths in tokens.values()]
         print(f"| {kind} |", " | ".join(f"{sum(ns) / len(ns):.1f} ({len(ns) / steps:.0%})" if ns else "" for ns, steps in these), "|")
 
 
 def for_readme(table):
-    """A table.md with what comes after the first table folded away."""
+    """A table.md where all after the first table and the last line is in a <details> element."""
     first, *more, last = table.strip().split("\n\n")
     folded = "<details><summary>pass@k, outcomes, lengths, and differences paired by problem and seed</summary>\n\n" + "\n\n".join(more) + "\n\n</details>"
     return "\n\n".join([first, last, *([folded] if more else [])]) + "\n"
 
 
 def write_table(args):
-    """table.md, figure.png and the tables in the README, from the results that stand."""
+    """table.md, figure.png and the tables in the README, from the results so far."""
     subprocess.run([sys.executable, "04_eval.py", "--table", str(args.results)], cwd=ROOT, check=True)
     tables = {"table" if args.world == "equations" else args.world: for_readme((args.results / "table.md").read_text())}
     if tuning_path(args).exists():
@@ -210,7 +225,7 @@ def write_table(args):
         if f"<!-- {mark} -->" in readme:
             before, after = readme.split(f"<!-- {mark} -->")[0], readme.split(f"<!-- /{mark} -->")[1]
             readme = f"{before}<!-- {mark} -->\n{table}<!-- /{mark} -->{after}"
-    (ROOT / "README.md").write_text(readme)
+    write_text(ROOT / "README.md", readme)
 
 
 def main():
@@ -218,9 +233,9 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--world", choices=WORLDS, default="equations")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all of the world")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs side by side, one thread each")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs at a time, one thread each")
     parser.add_argument("--tune", type=int, nargs="*", metavar="SEED", help=f"try the settings instead, on the validation problems; seeds: {TUNE_SEEDS}")
-    parser.add_argument("--table", action="store_true", help="run nothing: table, figure and README from the results that stand")
+    parser.add_argument("--table", action="store_true", help="run nothing: table, figure and README from the results so far")
     parser.add_argument("--lengths", type=Path, metavar="FOLDER", help="run nothing: tokens of each kind of step from the completions in a folder")
     parser.add_argument("--results", type=Path, help="default: results/miniature, results/agents")
     args = parser.parse_args()
@@ -234,30 +249,22 @@ def main():
         return write_lengths(args.lengths)
     if args.table:
         return write_table(args)
-    for seed in args.seeds:  # the split is the same for every seed: what differs is training and sampling
-        here = ROOT / world["runs"] / f"seed{seed}"
-        if not (here / "data/val.jsonl").exists():
-            run(["01_segment.py", *world["segment"], "--out", here / "data"], here / "segment.log")
-    jobs = [(method, seed) for seed in args.seeds for method in args.methods if method != "base" or seed == args.seeds[0]]
-    running, lock = set(), Lock()
+    for seed in args.seeds:  # the split is the same for every seed: training and sampling differ
+        make_examples(ROOT / world["runs"] / f"seed{seed}", world)
+    futures = {}
 
-    def work():
-        while jobs:
-            with lock:
-                waiting = running | set(jobs)
-                ready = next((j for j in jobs if (NEEDS.get(j[0]), j[1]) not in waiting), None)
-                if ready:
-                    jobs.remove(ready)
-                    running.add(ready)
-            if ready is None:
-                time.sleep(5)
-                continue
-            print(job(*ready, args), flush=True)
-            with lock:
-                running.discard(ready)
+    def after_needed(method, seed):
+        needed = futures.get((NEEDS.get(method), seed))     # submitted before it, so no worker waits for a job that has none
+        if needed:
+            needed.result()
+        print(job(method, seed, args), flush=True)
 
     with ThreadPoolExecutor(args.workers) as pool:
-        for future in [pool.submit(work) for _ in range(args.workers)]:
+        for seed in args.seeds:
+            for method in sorted(args.methods, key=lambda method: method in NEEDS):
+                if method != "base" or seed == args.seeds[0]:
+                    futures[method, seed] = pool.submit(after_needed, method, seed)
+        for future in futures.values():
             future.result()
     write_table(args)
 

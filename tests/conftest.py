@@ -13,6 +13,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
+from engine.attention import register_attention  # noqa: E402
+
+register_attention()
+
 
 @pytest.fixture(scope="session")
 def segment():
@@ -47,6 +51,20 @@ def tiny(tokenizer):
                          tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
                          attn_implementation="grouped_query", initializer_range=0.2)
     return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture
+def task(tmp_path, tiny, tokenizer, srl):
+    """A one-step task: two tokens of at least seven characters together, which about half of the random ones have. Config for a small model in a folder."""
+    tiny.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    examples = [{"id": str(i), "k": 1, "n": 1, "problem": f"Solve {i}", "partial": "", "action": "1"} for i in range(12)]
+    cfg = srl.Config(model=str(tmp_path / "model"), out=str(tmp_path / "out"), prompts_per_batch=4, group_size=4, max_new_tokens=2, rollouts=160, eval_every=3,
+                     learning_rate=3e-3, device="cpu")
+
+    def reward(text, example):
+        return float(len(text) >= 7)
+    return cfg, examples, reward
 
 
 @pytest.fixture(scope="session")

@@ -8,44 +8,47 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch  # noqa: E402
+from transformers import Qwen2ForCausalLM, Qwen2TokenizerFast  # noqa: E402, F401    imported once, before processes fork off
 
-srl, rlvr = import_module("02_srl_train"), import_module("03_rlvr_train")
+from engine import optimizer, policy, run  # noqa: E402
+
+srl = import_module("02_srl_train")
 EXAMPLES = [{"id": str(i), "k": 1, "n": 1, "problem": f"Solve {i}", "partial": "", "action": "1", "answer": "1"} for i in range(12)]
+MOMENTS = {"rollout": (srl, "generate"), "gradient": (srl, "token_logprobs"), "step": (optimizer.MasterAdam, "step"), "model": (policy, "merged_weights"),
+           "checkpoint": (torch, "save"), "rename": (os, "replace"), "completions": (run.Run, "append_text")}
 
 
 def long_enough(text, example):
     return float(len(text) >= 7)
 
 
-def once_more(example, text):
+def three_turns(example, text):
     return {**example, "partial": example["partial"] + text[:3] + "\n"} if example["partial"].count("\n") < 2 else None
 
 
-def kill_at(place, after):
-    """SIGKILL in the middle of the `after`-th call of a place of the run."""
-    owner, name = {"rollout": (srl, "generate"), "gradient": (srl, "token_logprobs"), "step": (srl.MasterAdam, "step"), "model": (srl, "merged_weights"),
-                   "checkpoint": (torch, "save"), "rename": (os, "replace"), "completions": (srl, "write_completions")}[place]
+def kill_at(moment, nth):
+    """SIGKILL in the middle of the nth call of a moment of the run."""
+    owner, name = MOMENTS[moment]
     plain, calls = getattr(owner, name), []
 
     def fatal(*args, **kwargs):
         calls.append(1)
-        if len(calls) == after and place == "checkpoint":                  # half a file
+        if len(calls) == nth and moment not in ("model", "rename"):         # it is done, and no file says so
             plain(*args, **kwargs)
-            os.truncate(args[1], os.path.getsize(args[1]) // 2)
-        elif len(calls) == after and place not in ("model", "rename"):      # done, and nothing written down of it
-            plain(*args, **kwargs)
-        if len(calls) == after:
+            if moment == "checkpoint":                                      # half a file
+                os.truncate(args[1], os.path.getsize(args[1]) // 2)
+        if len(calls) == nth:
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(*args, **kwargs)
     setattr(owner, name, fatal)
 
 
-def work(kind, model, out, place=None, after=0, changes=None):
-    """One run of a kind; what it says goes to OUT.screen."""
+def work(kind, model, out, moment=None, nth=0, changes=None):
+    """One run of a kind; what it prints goes to OUT.screen."""
     torch.set_num_threads(1)
     sys.stderr = open(f"{out}.errors", "a")
-    if place:
-        kill_at(place, after)
+    if moment:
+        kill_at(moment, nth)
     sys.stdout = open(f"{out}.screen", "w")
     cfg = srl.Config(model=str(model), out=str(out), prompts_per_batch=3, group_size=4, max_new_tokens=2, max_turns=3, rollouts=150, eval_every=3, save_every=2,
                      learning_rate=3e-3, device="cpu", epochs=4, sft_batch=2, method="sft" if kind == "sft" else "srl", minibatches=2)
@@ -54,7 +57,7 @@ def work(kind, model, out, place=None, after=0, changes=None):
         if kind == "sft":
             srl.train_sft(cfg, EXAMPLES, EXAMPLES[:4])
         else:
-            srl.train(cfg, EXAMPLES, EXAMPLES[:4], srl.srl_prompt, long_enough, once_more if kind == "rlvr" else None)
+            srl.train(cfg, EXAMPLES, EXAMPLES[:4], srl.srl_prompt, long_enough, three_turns if kind == "rlvr" else None)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.stdout.close()

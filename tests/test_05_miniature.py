@@ -66,7 +66,7 @@ def test_the_base_model_was_trained_on_the_prompt_that_the_scripts_send(srl, tok
 
 def test_the_base_model_reads_the_same_batches_after_an_interruption_and_no_problem_of_the_data(tokenizer):
     _, held_out = make.make_data(seed=1)
-    read = partial(make.read_batches, partial(make.draw_moves, held_out=held_out), 1, ROOT / "miniature/base")
+    read = partial(make.make_batches, partial(make.draw_moves, held_out=held_out), 1, ROOT / "miniature/base")
     batches = read(3)
     assert batches == read(3) and all(2500 <= len(batch) * sum(map(len, batch[-1])) < 3500 for batch in batches)
     for prompt, *moves in (row for batch in batches for row in batch):

@@ -1,0 +1,103 @@
+"""Several devices under torchrun: every rank samples and learns from its part of a batch, and all ranks know
+the whole batch."""
+import os
+import sys
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def num_ranks():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def join_ranks():
+    """Join torchrun's process group, where there is one. Only rank 0 prints."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        if rank():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def gather(value):
+    """The list of every rank's value."""
+    values = [value] * num_ranks()
+    if num_ranks() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def on_all_ranks(work, items, policy=None):
+    """work(part) -> a list as long as the part: each rank works on its part of the items, every rank gets the
+    whole list, in order.
+
+    The weights of a sharded policy are gathered while the work is done. Every rank has to call this.
+    """
+    mine = items[rank()::num_ranks()]
+    with unsharded(policy) if policy is not None else nullcontext():
+        parts = gather(work(mine) if mine else [])
+    return [parts[i % len(parts)][i // len(parts)] for i in range(len(items))]
+
+
+# FSDP2: weights, gradients and optimizer states spread over the ranks
+def is_sharded(policy):
+    return "torch.distributed.fsdp" in sys.modules and hasattr(policy, "unshard")
+
+
+def shard_model(policy, dtype):
+    """Spread the weights over the ranks (FSDP2): each learns its part in float32; a forward pass gathers them
+    in dtype, layer by layer."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from transformers.modeling_layers import GradientCheckpointingLayer
+    how = {"mesh": dist.device_mesh.init_device_mesh(policy.device.type, (num_ranks(),)),
+           "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)}
+    for layer in [m for m in policy.modules() if isinstance(m, GradientCheckpointingLayer)]:
+        fully_shard(layer, **how)
+    fully_shard(policy, **how)
+    policy.float()
+    with torch.no_grad():  # FSDP finds its root module in the first forward pass
+        policy(torch.zeros(1, 1, dtype=torch.long, device=policy.device))
+    policy.reshard()
+
+
+@contextmanager
+def unsharded(policy):
+    """All weights of a sharded policy on every rank inside the block: a rollout gathers them once and not for
+    every token."""
+    parts = [m for m in policy.modules() if is_sharded(m)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    yield
+    for part in parts:
+        part.reshard()
+        part.set_reshard_after_forward(True, recurse=False)
+
+
+def is_dtensor(value):
+    return hasattr(value, "full_tensor")
+
+
+def gather_full_state(state):
+    """A state with every sharded tensor in it gathered: a checkpoint can be loaded on any number of
+    devices."""
+    if isinstance(state, dict):
+        return {name: gather_full_state(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [gather_full_state(value) for value in state]
+    return state.full_tensor().cpu() if is_dtensor(state) else state
+
+
+def shard_like(weight, saved):
+    """A saved tensor, sharded as the weight is."""
+    if not is_dtensor(weight):
+        return saved
+    from torch.distributed.tensor import distribute_tensor
+    return distribute_tensor(saved.to(weight.device), weight.device_mesh, weight.placements)

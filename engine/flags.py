@@ -1,0 +1,45 @@
+"""Flags: a dataclass becomes a command line; the comment beside each field is its help text."""
+import gc
+import math
+import sys
+from dataclasses import replace
+
+import tyro
+
+from .files import InputError
+
+ZERO_ALLOWED = ("seed", "train_seed", "lora_rank", "decay", "eps", "clip_eps", "temperature", "num_val",
+                "context_pairs")
+
+
+def flag_value(name, default):
+    """The value of a flag on the command line, before all flags are parsed; else `default`."""
+    for i, word in enumerate(sys.argv):
+        flag, equals, value = word.partition("=")
+        if flag.replace("-", "_") == f"__{name}":
+            return value if equals else next(iter(sys.argv[i + 1:]), default)
+    return default
+
+
+def parse_flags(defaults, description, recipes=None):
+    """The dataclass instance that the command line asks for, one flag for each field.
+
+    recipes: {recipe: {method: {name: value}}}, other defaults that --recipe (and --method) choose. Raises
+    InputError for numbers out of range.
+    """
+    if recipes:
+        recipe, method = flag_value("recipe", defaults.recipe), flag_value("method", defaults.method)
+        defaults = replace(defaults, **recipes.get(recipe, {}).get(method, {}))
+    cfg = tyro.cli(type(defaults), default=defaults, description=description, use_underscores=True)
+    wrong = []
+    for name, value in vars(cfg).items():
+        if type(value) not in (int, float):
+            continue
+        least = 0 if name in ZERO_ALLOWED else 1 if type(value) is int else 1e-12
+        if not least <= value < math.inf:
+            words = "at least" if type(value) is int or least == 0 else "greater than"
+            wrong.append(f"--{name} {value}: must be {words} {round(least)}")
+    if wrong:
+        raise InputError("; ".join(wrong))
+    gc.freeze()  # imported modules stay: garbage collection need not scan them again
+    return cfg

@@ -1,0 +1,64 @@
+"""Grading with math-verify, in a process that can be killed: without this file no answer is graded."""
+import itertools
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from .files import InputError
+from .problems import last_boxed
+from .process import Helper, start_process
+
+PROGRAM = Path(__file__).with_name("grader_process.py")
+GRADE_SECONDS = 5           # for one answer. Real ones take milliseconds
+LONGEST_ANSWER = 2_000      # characters. The longest of the five benchmarks has 197
+DEEPEST_ANSWER = 10         # nested brackets. The benchmarks have 4; the parser's time doubles with each
+
+
+def start_grader():
+    """A new grader process. Raises InputError where it does not start."""
+    process, first_line = start_process([sys.executable, "-P", str(PROGRAM)])   # -P: no import from here
+    if not first_line:
+        raise InputError("the grader does not start; python -c 'import math_verify' says why, "
+                         "pip install -r requirements.txt may fix it")
+    return process
+
+
+GRADER = Helper(start_grader)
+
+
+def ask_grader(answer, gold):
+    """The verdict, 'unparsable' where there is none in GRADE_SECONDS; for answer None 'readable' or not."""
+    return GRADER.ask([answer, gold, GRADE_SECONDS])
+
+
+def too_complex(answer):
+    """Whether an answer is longer or more deeply nested than any real one."""
+    depths = itertools.accumulate((c in "([{") - (c in ")]}") for c in answer)
+    return len(answer) > LONGEST_ANSWER or max(depths, default=0) > DEEPEST_ANSWER
+
+
+def normalized(answer):
+    """The text of an answer in one spelling: E_{1}, E_{2} is E_1,E_2."""
+    answer = re.sub(r"\{(\w)\}", r"\1", answer)
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)|\\(?:left|right)(?![a-z])", "", answer)
+
+
+def parse_gold(answer, name=""):
+    """Check a reference answer. Raises InputError, beginning with `name`, where it cannot be read.
+
+    Every completion would be wrong with such a reference.
+    """
+    answer = str(answer).strip()
+    inside_box = last_boxed(f"\\boxed{{{answer}}}") == answer
+    if not answer or not inside_box or too_complex(answer) or ask_grader(None, answer) != "readable":
+        raise InputError(f"{name}answer {answer[:80]!r}: math-verify cannot read it; "
+                         "give a number or a LaTeX expression")
+
+
+@lru_cache(maxsize=1 << 16)
+def compare(answer, gold):
+    """'right', 'wrong' or 'unparsable': an answer, without its box, against the reference."""
+    if too_complex(answer):
+        return "unparsable"
+    return "right" if normalized(answer) == normalized(gold) else ask_grader(answer, gold)

@@ -1,0 +1,252 @@
+"""Log-probabilities with gradient: each prompt of a batch is computed once for its group, and each shared
+prefix of prompts once."""
+import itertools
+import math
+from functools import partial
+
+import torch
+
+from .attention import LayerCache, additive_mask, shares_prompts
+from .distributed import gather, is_sharded, num_ranks, rank
+from .plain import token_logprobs_plain
+from .prefix_cache import common_prefix_length
+
+
+def pack_prefix_tree(prompts, capacity):
+    """N prompts (lists of ids) packed in R rows of at most `capacity` tokens, a shared prefix of prompts in a
+    row once: a tree.
+
+        a b c,  a b d e  and  x y  in a row of 8       ids        a b c d e x y 0
+                                                       positions  0 1 2 2 3 0 1 0
+    A token attends to those of its own prompt before it. Returns ids (R, L), attends (R, L, L) bool,
+    positions (R, L) and the path of each prompt: the indices of its tokens in ids.flatten().
+    """
+    rows, packed, path, previous = [], [], [], []
+    # sorted: the previous prompt has the longest common prefix
+    for n in sorted(range(len(prompts)), key=prompts.__getitem__):
+        shared = common_prefix_length(prompts[n], previous)
+        if not rows or len(rows[-1]) + len(prompts[n]) - shared > capacity:
+            rows, shared = [*rows, []], 0
+        end = len(rows[-1])
+        previous, path = prompts[n], [*path[:shared], *range(end, end + len(prompts[n]) - shared)]
+        rows[-1] += [(token, position) for position, token in enumerate(previous)][shared:]
+        packed.append((n, len(rows) - 1, shared, torch.tensor(path)))
+    L, paths = max(map(len, rows)), [None] * len(prompts)
+    ids, positions = torch.tensor([row + [(0, 0)] * (L - len(row)) for row in rows]).unbind(-1)
+    # padding attends to itself: no empty softmax
+    attends = torch.eye(L, dtype=torch.bool).repeat(len(rows), 1, 1)
+    for n, row, shared, path in packed:
+        causal = torch.ones(len(path), len(path), dtype=torch.bool).tril()
+        attends[row, path[shared:, None], path] = causal[shared:]
+        paths[n] = row * L + path
+    return ids, attends, positions, paths
+
+
+def row_capacity(policy, prompts):
+    """Tokens in a row of pack_prefix_tree. A longer row shares more, but each token meets its whole row: with
+    as many tokens as a hidden state has numbers, that costs a sixth of all other products."""
+    return max(3 * max(map(len, prompts)) // 2, min(policy.config.get_text_config().hidden_size, 1024))
+
+
+class PromptCache(LayerCache):
+    """Stores keys and values (tokens, H_kv, D) of packed prompts, with their gradient. With `paths` (b, P),
+    the cache of a later pass, whose row b attends to the tokens of path b."""
+
+    def __init__(self, prompts=None, paths=None):
+        self.layers, self.paths = prompts.layers if prompts else {}, paths
+
+    def update(self, key, value, layer, *args, **kwargs):
+        if self.paths is None:  # setdefault: gradient checkpointing computes a layer twice
+            self.layers.setdefault(layer, [t.transpose(1, 2).flatten(0, 1) for t in (key, value)])
+            return key, value
+        keys, values = map(self.of_paths, self.layers[layer])
+        return torch.cat([keys, key], 2), torch.cat([values, value], 2)
+
+    def of_paths(self, t):
+        """Keys or values (tokens, H_kv, D) of the packed prompts -> those of each path (b, H_kv, P, D)."""
+        return t.index_select(0, self.paths.flatten()).unflatten(0, self.paths.shape).transpose(1, 2)
+
+
+def chunk_logprobs(hidden, weight, bias, targets, temperature):
+    """(log-probability of each target, entropy of its distribution), both (M,): one chunk of the
+    language-model head."""
+    logits = torch.nn.functional.linear(hidden, weight, bias).float() / temperature
+    logprobs = logits.log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+    return logprobs.gather(-1, targets[:, None])[:, 0], entropy
+
+
+def head_logprobs(policy, hidden, targets, temperature, head_numbers):
+    """(log-probability, entropy) of M targets, both (M,), from hidden (M, D), in chunks of head_numbers
+    logits.
+
+    The logits of a chunk are recomputed for the gradient, unless the vocabulary is tiny: no tensor of M x V
+    numbers is kept.
+    """
+    head = policy.get_output_embeddings()
+    size = max(1, head_numbers // len(head.weight))
+    checkpoint = partial(torch.utils.checkpoint.checkpoint, chunk_logprobs, use_reentrant=False)
+    compute = chunk_logprobs if len(head.weight) <= 1000 else checkpoint
+    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    chunks = [compute(h, head.weight, head.bias, t, temperature) for h, t in parts]
+    return map(torch.cat, zip(*chunks, strict=True))
+
+
+def read_prompts(policy, prompts):
+    """One pass over N packed prompts: their PromptCache, paths (N, P) padded on the left, is_token (N, P) and
+    the last hidden states (N, D)."""
+    device = policy.device
+    ids, attends, positions, paths = pack_prefix_tree(prompts, row_capacity(policy, prompts))
+    cache = PromptCache()
+    mask = additive_mask(attends[:, None].to(device), policy.dtype)
+    output = policy.base_model(input_ids=ids.to(device), position_ids=positions.to(device),
+                               attention_mask=mask, past_key_values=cache, use_cache=True)
+    last = output.last_hidden_state.flatten(0, 1)[[int(path[-1]) for path in paths]]
+    lengths = torch.tensor([len(path) for path in paths], device=device)
+    P = int(lengths.max())
+    is_token = torch.arange(P, device=device) >= P - lengths[:, None]
+    paths = torch.stack([torch.nn.functional.pad(path, [P - len(path), 0]) for path in paths]).to(device)
+    return cache, paths, is_token, last
+
+
+def hidden_states(policy, prompts, rows, ids):
+    """Hidden states (b, L, D) that predict the tokens ids (b, L) after prompts[rows], rows (b,); prompts of
+    read_prompts."""
+    cache, paths, is_token, last = prompts
+    b, L = ids.shape
+    causal = torch.ones(L - 1, L - 1, dtype=torch.bool, device=ids.device).tril().expand(b, -1, -1)
+    # prompt and earlier tokens
+    attends = torch.cat([is_token[rows][:, None, :].expand(-1, L - 1, -1), causal], 2)
+    positions = is_token[rows].sum(1)[:, None] + torch.arange(L - 1, device=ids.device)
+    mask = additive_mask(attends[:, None], policy.dtype)
+    output = policy.base_model(input_ids=ids[:, :-1], attention_mask=mask, position_ids=positions,
+                               past_key_values=PromptCache(cache, paths[rows]), use_cache=True)
+    # the prompt's end predicts token 1
+    return torch.cat([last[rows][:, None], output.last_hidden_state], 1)
+
+
+def passes(completions, pass_tokens):
+    """Indices of completions of similar length, in lists of about pass_tokens tokens with padding."""
+    part = []
+    for b in sorted(range(len(completions)), key=lambda b: len(completions[b])):
+        if part and (len(part) + 1) * len(completions[b]) > pass_tokens:
+            yield part
+            part = []
+        part.append(b)
+    yield part
+
+
+def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
+    """Log-probabilities of the completions' tokens; each prompt and each shared prefix of prompts is computed
+    once.
+
+    groups: list of (prompt ids, list of completions' ids), B completions in all. Returns logprobs (B, T),
+    mask (B, T) bool and the mean entropy. One pass over the prompts, then passes over distinct completions of
+    similar length, which attend to their prompt's keys and values. head_numbers: logits that are in memory at
+    a time.
+    """
+    if not shares_prompts(policy):
+        return token_logprobs_plain(policy, groups, temperature)
+    device = policy.device
+    pass_tokens = 750 if device.type == "cpu" else 16_000  # activations that a core's cache holds, about
+    if is_sharded(policy):                                          # each rank must make as many passes: two
+        pass_tokens = math.inf
+    pairs = [(n, tuple(completion)) for n, (_, group) in enumerate(groups) for completion in group]
+    unique = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
+    which = [unique[pair] for pair in pairs]                        # (B,)
+    prompts = read_prompts(policy, [prompt for prompt, _ in groups])
+    group = torch.tensor([n for n, _ in unique], device=device)
+    completions = [list(completion) for _, completion in unique]
+    lengths = torch.tensor([len(c) for c in completions], device=device)
+    logprobs, entropies = [None] * len(completions), [None] * len(completions)
+    for part in passes(completions, pass_tokens):
+        L = max(2, len(completions[part[-1]]))                      # the longest
+        # (b, L)
+        ids = torch.tensor([completions[b] + [0] * (L - len(completions[b])) for b in part], device=device)
+        hidden = hidden_states(policy, prompts, group[part], ids)
+        inside = torch.arange(L, device=device) < lengths[part, None]  # EOS is trained, padding is not
+        values = head_logprobs(policy, hidden[inside], ids[inside], temperature, head_numbers)
+        for stored, flat in zip((logprobs, entropies), values, strict=True):
+            for b, row in zip(part, flat.split(lengths[part].tolist()), strict=True):
+                stored[b] = row
+    mask = torch.arange(int(lengths.max()), device=device) < lengths[which, None]               # (B, T)
+    logprobs = torch.nn.utils.rnn.pad_sequence([logprobs[i] for i in which], batch_first=True)
+    return logprobs, mask, torch.cat([entropies[i] for i in which]).mean()
+
+
+# Micro-batches
+def tokens_after_prefix_sharing(turns):
+    """Of each turn (prompt ids, completion ids, ..), sorted by these, the tokens that are not computed for
+    the turn before it."""
+    sizes, previous = [], ([], [])
+    for prompt, completion, *_ in turns:
+        new = len(prompt) - common_prefix_length(prompt, previous[0]) + len(completion)
+        sizes.append(0 if (prompt, completion) == previous else new)
+        previous = prompt, completion
+    return sizes
+
+
+def group_turns(turns, max_tokens, share=True):
+    """Turns grouped by prompt, in lists of groups of about max_tokens tokens; share: tokens that are computed
+    once count once."""
+    turns, batches, room = sorted(turns, key=lambda turn: turn[:2]), [], 0
+    for turn, size in zip(turns, tokens_after_prefix_sharing(turns), strict=True):
+        alone = len(turn[0]) + len(turn[1])
+        size = size if share else alone
+        if size > room or not batches:  # full: the rest of a group opens the next one
+            batches.append([])
+            room, size = max_tokens, alone
+        if not batches[-1] or turn[0] != batches[-1][-1][0][0]:
+            batches[-1].append([])
+        batches[-1][-1].append(turn)
+        room -= size
+    return batches
+
+
+def turns_of_rank(turns):
+    """This rank's part of the turns: whole groups, neighbours in the prefix tree, about as many tokens as the
+    other ranks have."""
+    if num_ranks() == 1:
+        return turns
+    mine, done, groups = [], 0, group_turns(turns, math.inf)[0]
+    each = iter(tokens_after_prefix_sharing([turn for group in groups for turn in group]))
+    sizes = [sum(itertools.islice(each, len(group))) for group in groups]
+    for group, size in zip(groups, sizes, strict=True):
+        mine += group if int((done + size / 2) * num_ranks() / sum(sizes)) == rank() else []
+        done += size
+    return mine
+
+
+def micro_batches(policy, turns, max_tokens):
+    """(groups, weight) of the micro-batches of this rank's turns (prompt ids, completion ids, ..), each of
+    about max_tokens tokens.
+
+    The ranks of a sharded policy gather its layers together, so they need the same number of micro-batches:
+    missing ones are repeated with weight 0.
+    """
+    mine = turns_of_rank(turns)
+    batches = group_turns(mine, max_tokens, shares_prompts(policy)) if mine else []
+    batches = [(batch, 1.0) for batch in batches]
+    if is_sharded(policy):
+        batches += [([[turns[0]]], 0.0)] * (max(gather(len(batches))) - len(batches))
+    for batch in batches:
+        if is_sharded(policy):
+            policy.unshard()  # embedding and head, which are called by themselves
+        yield batch
+
+
+def num_tokens(turns):
+    """Tokens of the completions of turns (prompt ids, completion ids, ..)."""
+    return sum(len(turn[1]) for turn in turns)
+
+
+def update_cost(turns, seconds):
+    """Speed of an update, and the shares of its tokens that prefix sharing and deduplication saved."""
+    prompts, completions = sum(len(turn[0]) for turn in turns), num_tokens(turns)
+    distinct = sorted({(tuple(turn[0]), tuple(turn[1])) for turn in turns})
+    written = num_tokens(distinct)
+    computed = sum(tokens_after_prefix_sharing(distinct))
+    return {"seconds_update": seconds, "update_tokens_per_second": completions / seconds,
+            "prompt_tokens_saved": 1 - (computed - written) / prompts,
+            "completion_tokens_saved": 1 - written / completions}

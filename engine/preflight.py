@@ -1,0 +1,109 @@
+"""Preflight: everything that would go wrong in a run, found before its first slow operation and reported with
+the fix."""
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from .chat import encode_texts, prompt_text
+from .distributed import num_ranks, rank
+from .files import InputError, first_line, remove, write_text
+from .policy import load_architecture
+from .rollout import beyond_window
+
+
+def longest_prompts(tokenizer, examples, make_prompt, num=16):
+    """Token ids of the prompts with the most characters."""
+    def characters(messages):
+        return sum(len(message["content"]) for message in messages)
+    longest = sorted(map(make_prompt, examples), key=characters)[-num:]
+    return encode_texts(tokenizer, [prompt_text(tokenizer, messages) for messages in longest])
+
+
+def gigabytes(n):
+    return f"{n / 1e9:.3g} GB"
+
+
+def flag_problems(cfg):
+    """Flags that this machine or each other rule out, and an output folder that cannot be written."""
+    problems = []
+    try:
+        if rank() == 0:  # one rank writes: several would remove each other's file
+            write_text(Path(cfg.out) / "writable", "")
+            remove(Path(cfg.out) / "writable")
+    except InputError as error:
+        problems.append(f"--out: {error}")
+    try:
+        torch.zeros(1, device=cfg.device)
+    except (RuntimeError, AssertionError) as error:
+        problems.append(f"--device {cfg.device}: not available ({first_line(error)}); --device cpu always is")
+    if cfg.shard and num_ranks() == 1:
+        problems.append("--shard: there is one process; start the script with torchrun --nproc-per-node N")
+    if cfg.shard and (cfg.lora_rank or cfg.optimizer != "adam"):
+        problems.append("--shard: needs --optimizer adam and no --lora_rank; adapters fit one device")
+    if cfg.optimizer == "adam8bit" and cfg.device == "cpu":
+        problems.append("--optimizer adam8bit: needs a GPU; --optimizer adam does not")
+    return problems
+
+
+def prompt_problems(cfg, model, tokenizer, examples, make_prompt):
+    """Prompts that the tokenizer cannot write, or the model cannot read."""
+    try:
+        prompts = longest_prompts(tokenizer, examples, make_prompt)
+        if not all(prompts):
+            raise ValueError("the tokenizer writes no tokens")
+    except Exception as error:  # a chat template is a program of its own and fails in any way
+        return [f"{cfg.model}: its tokenizer and chat template cannot write a prompt ({first_line(error)}); "
+                "correct them, or use another model"]
+    problems, longest, last_id = [], max(map(len, prompts)), max(map(max, prompts))
+    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if longest + cfg.max_new_tokens > positions:
+        problems.append(f"a prompt of {longest} tokens and --max_new_tokens {cfg.max_new_tokens} exceed the "
+                        f"{positions} positions of {cfg.model}; lower --max_new_tokens, or use another model")
+    if cfg.share_prompts:
+        problems += beyond_window(model.config, cfg.model, longest, cfg.max_new_tokens)
+    if last_id >= vocabulary:
+        problems.append(f"{cfg.model}: the tokenizer writes token {last_id}, the model has {vocabulary}; "
+                        "copy the tokenizer that belongs to it")
+    return problems
+
+
+def memory_problems(cfg, model):
+    """Weights, gradients and optimizer states that do not fit the device, checkpoints that do not fit the
+    disk. Prints the estimate."""
+    numbers = sum(p.numel() for p in model.parameters())
+    trained = numbers // 100 if cfg.lora_rank else numbers
+    # gradient, Adam, float32 copy
+    bytes_each = 4 + (2 if cfg.optimizer == "adam8bit" else 8) + 4 * (cfg.dtype != "float32")
+    need = numbers * (4 if cfg.dtype == "float32" else 2) + trained * bytes_each
+    need /= num_ranks() if cfg.shard else 1
+    on_gpu = cfg.device.startswith("cuda") and torch.cuda.is_available()
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if on_gpu:
+        have = torch.cuda.get_device_properties(0).total_memory
+    print(f"{numbers / 1e6:.3g} million weights; weights, gradients and Adam take {gigabytes(need)} of "
+          f"{gigabytes(have)} on each device, the rest is for activations")
+    problems, out = [], Path(cfg.out)
+    if need > have:
+        problems.append(f"{gigabytes(need)} of weights, gradients and Adam on a device of {gigabytes(have)}; "
+                        "use --lora_rank 64, --dtype bfloat16, or more devices and --shard")
+    free = shutil.disk_usage(out).free if out.is_dir() else math.inf
+    if free < 3 * 12 * trained:
+        problems.append(f"--out {out}: {gigabytes(free)} free, checkpoints take {gigabytes(36 * trained)}; "
+                        "use another disk")
+    return problems
+
+
+def check_start(cfg, examples, make_prompt):
+    """Check all that a run needs before the first slow operation. Raises InputError with every problem and
+    its fix."""
+    problems = flag_problems(cfg)
+    model, tokenizer = load_architecture(cfg.model)
+    problems += prompt_problems(cfg, model, tokenizer, examples, make_prompt) + memory_problems(cfg, model)
+    if len(problems) > 1:
+        problems = [f"{len(problems)} problems", *problems]
+    if problems:
+        raise InputError("\n  ".join(problems))

@@ -1,0 +1,164 @@
+"""Sampling: completions of many prompts, decoded in one batch that waiting prompts join as others finish
+(continuous batching)."""
+import itertools
+import math
+import os
+import random
+from dataclasses import dataclass
+
+import torch
+
+from .attention import shares_prompts
+from .chat import eos_ids
+from .files import InputError
+from .kv_cache import SharedPromptCache
+from .plain import generate_plain, sample_tokens
+
+
+@dataclass
+class Rollout:
+    """B completions as sampled: token ids (training uses these, never a decoded and encoded text), their
+    log-probabilities, text, whether EOS came."""
+    completions: list
+    logprobs: list
+    texts: list
+    finished: list
+
+
+def random_stream(seed, turn, shape):
+    """Uniform numbers that depend on the seed (any text) and the turn alone: a prompt's samples are the same
+    in every batch, on every device."""
+    number = random.Random(f"{seed}, turn {turn}").getrandbits(62)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(number))
+
+
+def beyond_window(config, model, longest, max_new_tokens):
+    """An error message, as a list, where attention has a window that is shorter than prompt and completion:
+    shared prompts ignore the window."""
+    config = config.get_text_config()
+    window = getattr(config, "sliding_window", None) or math.inf
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if longest + max_new_tokens <= window or layer_types == {"full_attention"}:
+        return []
+    return [f"{model}: its attention window of {window} tokens is shorter than a prompt of {longest} "
+            f"and --max_new_tokens {max_new_tokens}; lower it, or use --no_share_prompts, which is slower"]
+
+
+def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):
+    """How many completions fit half of the free bytes: their keys and values, their part of those of their
+    prompt, and the logits of one token."""
+    config = policy.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    sharing = sizes if shares_prompts(policy) else [1] * len(prompts)
+    prompt_tokens = max(len(prompt) / size for prompt, size in zip(prompts, sharing, strict=True))
+    token_bytes = 2 * config.num_hidden_layers * heads * head_dim * policy.dtype.itemsize
+    # distribution and its sum, of each row and completion
+    logit_bytes = 4 * 4 * len(policy.get_output_embeddings().weight)
+    return max(1, int(free / 2 / ((max_new_tokens + prompt_tokens) * token_bytes + logit_bytes)))
+
+
+def free_bytes(device):
+    """Free memory of the GPU, else of the machine; unlimited where the system does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if "SC_AVPHYS_PAGES" not in os.sysconf_names:
+        return 1 << 60
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def admit(waiting, sizes, free_rows):
+    """Take prompts off the list `waiting` while their completions fit the free rows; at least one."""
+    admitted = [waiting.pop()]
+    free_rows -= sizes[admitted[0]]
+    while waiting and sizes[waiting[-1]] <= free_rows:
+        admitted.append(waiting.pop())
+        free_rows -= sizes[admitted[-1]]
+    return admitted
+
+
+def decode_batch(policy, eos, prompts, sizes, uniforms, temperature, max_rows, prefix_cache=None):
+    """sizes[i] completions of prompts[i], B in all -> tokens and log-probabilities (B, T), lengths (B,), EOS
+    included.
+
+    When a fifth of max_rows is free, waiting prompts join the batch.
+    """
+    (B, T), device = uniforms.shape, policy.device
+    tokens, logprobs = torch.zeros(B, T, dtype=torch.long, device=device), torch.zeros(B, T, device=device)
+    lengths = torch.zeros(B, dtype=torch.long, device=device)
+    first = [0, *itertools.accumulate(sizes)]  # the first completion of each prompt
+    # prompts of similar length together: little padding
+    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    cache = SharedPromptCache(policy, T, prefix_cache)
+    # completions being decoded, and the cache's row of each
+    active = row = torch.zeros(0, dtype=torch.long, device=device)
+    logits = None  # (R, V), the next token of each row
+    while waiting or len(active):
+        if waiting and len(active) <= 0.8 * max_rows:
+            admitted = admit(waiting, sizes, max_rows - len(active))
+            rows, width = len(cache.length), torch.tensor([sizes[i] for i in admitted], device=device)
+            open_rows = torch.ones_like(width) if cache.forks else width
+            new = cache.prefill([prompts[i] for i in admitted], open_rows)
+            logits = torch.cat([logits, new]) if rows else new
+            opened = torch.arange(rows, rows + len(new), device=device)
+            row = torch.cat([row, opened.repeat_interleave(width) if cache.forks else opened])
+            joined = [torch.arange(first[i], first[i + 1], device=device) for i in admitted]
+            active = torch.cat([active, *joined])
+        position = cache.length[row]
+        token, logprob = sample_tokens(logits, row, uniforms[active, position], temperature)
+        tokens[active, position] = token
+        logprobs[active, position] = logprob
+        lengths[active] = position + 1
+        unfinished = ~torch.isin(token, eos) & (position + 1 < T)
+        active = active[unfinished]
+        logits, row = cache.decode(row[unfinished], token[unfinished])
+    return tokens, logprobs, lengths
+
+
+@torch.inference_mode()
+def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384,
+             uniforms=None, prefix_cache=None):
+    """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns
+    a Rollout of B = P*G in order.
+
+    uniforms (B, max_new_tokens): numbers in [0, 1) that the tokens are sampled with, so a completion does not
+    depend on the batch it is in; -1 takes the most probable token. temperature 0 is greedy. At most max_rows
+    completions are decoded at a time, fewer where memory is short. Raises InputError where the model's
+    attention window is shorter.
+    """
+    longest, name = max(map(len, prompts), default=0), policy.config.name_or_path
+    if shares_prompts(policy) and (problems := beyond_window(policy.config, name, longest, max_new_tokens)):
+        raise InputError(problems[0])
+    sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
+    device, eos = policy.device, torch.tensor(eos_ids(policy, tokenizer), device=policy.device)
+    max_rows = min(max_rows, rows_that_fit(policy, prompts, sizes, max_new_tokens, free_bytes(device)))
+    if temperature == 0:
+        uniforms = torch.full((sum(sizes), max_new_tokens), -1.0)
+    elif uniforms is None:
+        uniforms = torch.rand(sum(sizes), max_new_tokens, device=device)
+    uniforms, was_training = uniforms.to(device), policy.training
+    policy.eval()
+    if shares_prompts(policy):
+        if prefix_cache:
+            prefix_cache.next_turn(free_bytes(device) // 4)
+        sampled = decode_batch(policy, eos, prompts, sizes, uniforms, temperature, max_rows, prefix_cache)
+    else:
+        repeated = [prompt for prompt, size in zip(prompts, sizes, strict=True) for _ in range(size)]
+        parts = [slice(i, i + max_rows) for i in range(0, len(repeated), max_rows)]
+        parts = [generate_plain(policy, eos, repeated[part], uniforms[part], temperature) for part in parts]
+        sampled = map(torch.cat, zip(*parts, strict=True))
+    policy.train(was_training)
+    return as_rollout(tokenizer, *sampled, eos)
+
+
+def as_rollout(tokenizer, tokens, logprobs, lengths, eos):
+    """A Rollout of tokens and log-probabilities (B, T), lengths (B,)."""
+    completions = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    logprobs = [row[:n] for row, n in zip(logprobs.tolist(), lengths.tolist(), strict=True)]
+    end_ids = set(eos.tolist())
+    finished = [completion[-1] in end_ids for completion in completions]
+    written = [tuple(ids[:-1] if done else ids) for ids, done in zip(completions, finished, strict=True)]
+    distinct = list(dict.fromkeys(written))  # equal completions are decoded to text once
+    texts = dict(zip(distinct, tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
+    return Rollout(completions, logprobs, [texts[ids] for ids in written], finished)

@@ -1,0 +1,165 @@
+"""Grading answers as they are: real references, real completions, and whatever else a model may write."""
+import json
+import os
+import random
+import threading
+import time
+from collections import Counter
+from unittest.mock import Mock
+
+import pytest
+from conftest import ROOT
+
+from engine import grader
+from engine.files import InputError
+from engine.process import Helper
+
+DATA = ROOT.parent / "shared/data"
+SETS = {"aime24.jsonl": 30, "aime25.jsonl": 30, "amc23.jsonl": 40, "minerva_math.jsonl": 272, "math500_test.json": 500}
+needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"no {DATA}: real benchmarks and model outputs, which are not part of the repository")
+
+
+@pytest.fixture(scope="module")
+def golds(evaluate):
+    return {name: [p["answer"] for p in evaluate.load_benchmark(str(DATA / "math_eval" / name))] for name in SETS}
+
+
+# Real data
+@needs_data
+def test_every_reference_of_the_five_real_sets_can_be_read_and_is_right_against_itself(rlvr, golds):
+    assert {name: len(answers) for name, answers in golds.items()} == SETS
+    for answers in golds.values():
+        assert [a for a in answers if rlvr.judge(f"<think>\\boxed{{0}}</think> Hence $\\boxed{{{a}}}$.", a) != "right"] == []
+        # not only because the texts are equal: math-verify agrees
+        assert [a for a in answers[:60] if grader.ask_grader(a, a) != "right"] == []
+
+
+@needs_data
+def test_the_reference_of_another_problem_is_wrong_unless_it_is_the_same_number(golds):
+    answers = sorted({a for group in golds.values() for a in group})
+    taken = [random.Random(0).sample(answers, 2) for _ in range(300)]
+    taken = [(a, b) for a, b in taken if len(a) + len(b) < 40]            # long formulas take the parser seconds on a slow machine
+    right = [(a, b) for a, b in taken if grader.compare(a, b) == "right"]
+    assert len(taken) > 250 and right == []
+
+
+@needs_data
+def test_the_grade_of_real_completions_is_the_published_one(rlvr):
+    records = json.loads((DATA / "model_outputs/sample_openrouter_outputs.json").read_text())
+    assert [rlvr.judge(f"<think>{r['message_thinking']}</think>\n{r['message_content']}", r["gtruth_answer"]) for r in records] == ["right"] * 5
+    assert [rlvr.judge(r["message_content"], str(int(r["gtruth_answer"]) + 1)) for r in records] == ["wrong"] * 5
+
+
+@needs_data
+def test_more_than_1000_real_completions_are_graded_a_minute(rlvr, golds):
+    records = json.loads((DATA / "model_outputs/sample_openrouter_outputs.json").read_text())
+    answers = [a for name in ("aime24.jsonl", "amc23.jsonl", "math500_test.json") for a in golds[name]][:300]
+    grader.compare.cache_clear()
+    started = time.time()
+    for i, a in enumerate(answers):
+        rlvr.judge(f"{records[i % 5]['message_content']} {i}. So $\\boxed{{{a} + 1}}$.", a)
+    assert len(answers) / (time.time() - started) > 1000 / 60
+
+
+# Spellings
+@pytest.mark.parametrize("gold, answer", [
+    ("4.5e33", "4.5 \\times 10^{33}"), ("1e-5", "0.00001"), ("2.88e-19", "2.88 \\times 10^{-19} \\text{ J}"), ("2e-1", "-1+2e"), ("12345", "12\\,345"),
+    ("12345", "12,345"), ("5", "5."), ("5", "x = 5"), ("90", "90°"), ("90", "90^\\circ"), ("50", "50\\%"), ("\\text{(C)}", "C"), ("Evelyn", "\\text{Evelyn}"),
+    ("3/2", "1\\frac{1}{2}"),
+    ("E_{1},E_{2}", "E_1, E_2"), ("-1./3", "-\\frac{1}{3}"), ("1,2", "2, 1"), ("(1,2)", "\\left(1, 2\\right)"), ("\\frac12", "0.5"), ("x^2+1", "1 + x^{2}"),
+    ("3^{1000}", "9^{500}"),
+    ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{bmatrix} 1 \\\\ 2 \\end{bmatrix}")])
+def test_another_spelling_of_the_same_answer_is_right(rlvr, gold, answer):
+    assert rlvr.judge(f"\\boxed{{{answer}}}", gold) == "right"
+
+
+@pytest.mark.parametrize("gold, answer", [
+    ("1e-5", "1e-4"), ("1.39e-10", "3.61e-10"), ("2.88e-19", "0"), ("11/2", "1 1/2"), ("\\frac{1}{23}", "\\frac{12}{3}"), ("\\frac{1}{3}", "0.333"),
+    ("(1,2)", "(2,1)"),
+    ("\\text{east}", "\\text{west}"), ("2/3", "\\frac{1}{3} + \\frac{2}{3}"), ("[1,2]", "(1,2]"), ("x+1", "x-1"), ("3^{1000}", "3^{1001}")])
+def test_another_answer_is_wrong_however_alike(rlvr, gold, answer):
+    assert rlvr.judge(f"\\boxed{{{answer}}}", gold) == "wrong"
+
+
+# References
+@pytest.mark.parametrize("answer", ["", " ", "\\text{}", "{5", "5}", "(" * 20, "9" * 3000])
+def test_a_reference_that_cannot_be_read_is_refused_and_its_problem_named(answer):
+    with pytest.raises(InputError, match="problem 7: answer .* cannot read"):
+        grader.parse_gold(answer, "problem 7: ")
+
+
+@pytest.mark.parametrize("answer", ["(1,2)", "\\text{Monday}", "5", "x \\in [-2,7]", "2516_8"])
+def test_a_reference_is_read_inside_a_box(answer):
+    grader.parse_gold(answer)
+
+
+# Hostile answers
+def hostile(n):
+    """n completions that parsers fear: nested, huge, unclosed, endless, broken, random."""
+    rng = random.Random(0)
+    latex = ["\\frac", "{", "}", "^", "_", "\\sqrt", "x", "2", "\\int", "\\begin{cases}", "\\\\", "&", "\\text", "=", "<", "\\cup", "(", "[", ","]
+    kinds = [
+        lambda k: "\\boxed{" * k, lambda k: "\\boxed{" * k + "5" + "}" * k, lambda k: "\\boxed{" + "{" * k + "5" + "}" * k + "}",
+        lambda k: f"\\boxed{{{'(' * k}5{')' * k}}}",
+        lambda k: "\\boxed{" + "\\frac{1}{" * k + "5" + "}" * k + "}", lambda k: "\\boxed{" + "x_{" * k + "1" + "}" * k + "}",
+        lambda k: "\\boxed{9^{9^{9^{9}}}}",
+        lambda k: f"\\boxed{{{'9' * k}^{{{'9' * k}}}}}", lambda k: f"\\boxed{{{k}{'!' * (k % 9 + 1)}}}", lambda k: "\\boxed{" + "x+" * k + "1}",
+        lambda k: "\\boxed{" + "\\int" * (k % 30) + " x dx}", lambda k: f"\\boxed{{\\sum_{{n=1}}^{{\\infty}} \\frac{{1}}{{n^{{{k}}}}}}}",
+        lambda k: f"\\boxed{{\\prod_{{n=1}}^{{{10**(k % 40)}}} n}}", lambda k: "\\boxed{" + "\\left(" * k + "}", lambda k: "\\boxed{" + "a" * (k * 1000) + "}",
+        lambda k: "\\boxed{5}" * k, lambda k: "}" * k + "\\boxed{5}", lambda k: "\\boxed{" + "\\" * k + "}", lambda k: "\\boxed{" + "$" * k + "}",
+        lambda k: "\\boxed{1/0}",
+        lambda k: "\\boxed{" + "\x00\ud7ff\u202e" * k + "}", lambda k: "\\boxed{" + "".join(chr(rng.randrange(32, 127)) for _ in range(k)) + "}",
+        lambda k: "\\boxed{" + " ".join(rng.choices(latex, k=k)) + "}", lambda k: f"\\boxed{{(x+1)^{{{k * 10}}}}}",
+        lambda k: f"\\boxed{{1e{'9' * (k % 9 + 1)}}}",
+        lambda k: "</think>" * k, lambda k: "\\boxed{0." + "3" * k + "}", lambda k: "\\boxed{" + "-" * k + "5}", lambda k: "\\boxed{" + "5," * k + "5}",
+    ]
+    return [kinds[i % len(kinds)](rng.choice([1, 2, 3, 5, 9, 17, 40, 99, 300, 700, 1000])) for i in range(n)]
+
+
+def test_hostile_answers_are_graded_within_the_time_limit_each(rlvr, monkeypatch):
+    """HOSTILE=2000 pytest tests/test_16_grader.py -k hostile for more of them, with the real limit."""
+    n = int(os.environ.get("HOSTILE", 0))
+    if not n:
+        monkeypatch.setattr(grader, "GRADE_SECONDS", 0.3)
+    grader.compare.cache_clear()
+    verdicts, late = Counter(), []
+    for i, completion in enumerate(hostile(n or 150)):
+        started = time.time()
+        verdicts[rlvr.judge(completion, "\\frac{1}{2}" if i % 2 else "x^2+1")] += 1
+        if time.time() - started > grader.GRADE_SECONDS + 1:
+            late.append(completion[:80])
+    assert late == [] and set(verdicts) == {"wrong", "unparsable", "no answer"}, verdicts
+    assert rlvr.judge("\\boxed{0.5}", "\\frac{1}{2}") == "right"          # and it still grades
+
+
+def test_an_answer_out_of_time_is_unparsable_and_the_same_process_goes_on(rlvr, monkeypatch):
+    process = grader.GRADER.running()
+    monkeypatch.setattr(grader, "GRADE_SECONDS", 0.3)
+    grader.compare.cache_clear()
+    assert rlvr.judge("\\boxed{9^{9^{9^{9}}}}", "5") == "unparsable"        # in the power of big integers no Python code runs that could give up
+    monkeypatch.setattr(grader, "GRADE_SECONDS", 5)
+    assert rlvr.judge("\\boxed{\\frac{10}{2}}", "5") == "right" and grader.GRADER.process is process
+
+
+def test_a_process_that_was_killed_is_replaced_and_the_question_asked_again():
+    grader.GRADER.running().kill()
+    grader.GRADER.process.wait()
+    assert grader.ask_grader("\\frac{10}{2}", "5") == "right"
+
+
+def test_an_interruption_leaves_no_reply_behind():
+    helper = Helper(lambda: Mock(stdout=Mock(readline=Mock(side_effect=KeyboardInterrupt))))
+    with pytest.raises(KeyboardInterrupt):
+        helper.ask("5")
+    assert helper.process is None                                       # the next question goes to a new process
+
+
+def test_grading_works_from_any_thread(rlvr):
+    grader.compare.cache_clear()
+    verdicts = {}
+    threads = [threading.Thread(target=lambda i=i: verdicts.update({i: rlvr.judge(f"\\boxed{{{2 * i}/2}}", str(i))})) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == {i: "right" for i in range(8)}

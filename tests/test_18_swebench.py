@@ -1,0 +1,100 @@
+"""SWE-bench: search/replace edits become patches that git applies, on real repositories; an edit that cannot be read or does not fit changes nothing."""
+import json
+import subprocess
+import sys
+
+import pytest
+
+from engine.agents import swebench
+
+FILES = {
+    "pkg/a.py": "def f(x):\n    return x + 1\n\n\ndef g(x):\n    return x + 1\n", "tail.py": "a = 1\nb = 2", "dos.py": "a = 1\r\nb = 2\r\n",
+    "form feed.py": "a = 1\n\x0cb = 2\u2028\nc = 3\n", "gone.py": "x = 1\n", "ü.py": "é = 1\n"}
+
+
+def edit(path, search, replacement):
+    return f"### {path}\n<<<<<<< SEARCH\n{search}=======\n{replacement}>>>>>>> REPLACE\n"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A clone as 04 expects it, owner__name, with FILES committed; (folder, commit)."""
+    folder = tmp_path / "clones/me__it"
+    for path, text in FILES.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(text.encode())
+    git(folder, "init", "-q")
+    git(folder, "-c", "core.autocrlf=false", "add", ".")
+    git(folder, "-c", "user.name=me", "-c", "user.email=me@example.org", "commit", "-qm", "one")
+    return folder, git(folder, "rev-parse", "HEAD").strip()
+
+
+def git(folder, *command, text=None):
+    result = subprocess.run(["git", "-C", folder, *command], input=text, capture_output=True)
+    assert result.returncode == 0, result.stderr.decode()
+    return result.stdout.decode()
+
+
+@pytest.mark.parametrize("edits, changed", [
+    ([("pkg/a.py", "def g(x):\n    return x + 1\n", "def g(x):\n    return x + 2\n")], {"pkg/a.py": FILES["pkg/a.py"][:-2] + "2\n"}),
+    ([("pkg/a.py", "def f(x):\n", "def f(x):\n    x = x\n"), ("pkg/a.py", "    x = x\n", "    x = -x\n")],               # the second edits the first's text
+     {"pkg/a.py": FILES["pkg/a.py"].replace("def f(x):\n", "def f(x):\n    x = -x\n")}),
+    ([("tail.py", "b = 2\n", "b = 3\n")], {"tail.py": "a = 1\nb = 3"}),                                                # no newline at the end, before and after
+    ([("tail.py", "a = 1\n", "a = 0\n")], {"tail.py": "a = 0\nb = 2"}),
+    ([("dos.py", "b = 2\n", "b = 3\nc = 4\n")], {"dos.py": "a = 1\r\nb = 3\r\nc = 4\r\n"}),
+    ([("form feed.py", "c = 3\n", "c = 4\n")], {"form feed.py": "a = 1\n\x0cb = 2\u2028\nc = 4\n"}),
+    ([("new/b.py", "", "x = 1\n")], {"new/b.py": "x = 1\n"}),
+    ([("gone.py", "x = 1\n", "")], {"gone.py": None}),
+    ([("ü.py", "é = 1\n", "é = 2\n"), ("gone.py", "x = 1\n", "x = 2\n")], {"ü.py": "é = 2\n", "gone.py": "x = 2\n"}),
+])
+def test_git_applies_the_patch_and_the_files_are_what_the_edits_say(repository, edits, changed):
+    folder, _ = repository
+    patch, outcome = swebench.patch_of("I edit.\n" + "\n".join(edit(*e) for e in edits), FILES)
+    assert outcome == "patch"
+    git(folder, "apply", "--check", "-", text=patch.encode())
+    git(folder, "apply", "-", text=patch.encode())
+    for path, text in {**FILES, **changed}.items():
+        assert ((folder / path).read_bytes() if (folder / path).exists() else None) == (None if text is None else text.encode()), path
+
+
+GOOD = edit("gone.py", "x = 1\n", "x = 2\n")
+
+
+@pytest.mark.parametrize("completion, outcome", [
+    ("I would change x.", "no edit"),
+    (GOOD + edit("pkg/a.py", "    return x + 1\n", "    return 0\n"), "malformed"),               # the second occurs two times: the first is not applied either
+    (GOOD + edit("pkg/a.py", "return 7\n", "return 8\n"), "malformed"), (GOOD + edit("pkg/a.py", "return x + 1\n", "y\n"), "malformed"),   # part of a line
+    (GOOD + "### tail.py\n<<<<<<< SEARCH\na = 1\n=======\n", "malformed"),                        # cut off
+    (GOOD + edit("tail.py", "a = 1\n", "a = 2\n=======\n"), "malformed"),
+    (edit("../out.py", "", "x\n"), "malformed"), (edit("/etc/x", "", "x\n"), "malformed"), (edit(".git/hooks/x", "", "x\n"), "malformed"),
+    (edit("unseen.py", "x = 1\n", "x = 2\n"), "malformed"), (edit("gone.py", "x = 1\n", "x = 1\n"), "no change"),
+])
+def test_what_does_not_fit_gives_no_patch_and_is_counted(completion, outcome):
+    assert swebench.patch_of(completion, FILES) == ("", outcome)
+
+
+def test_predictions_have_the_harness_format_and_say_how_to_grade_them(evaluate, srl, repository, tmp_path, monkeypatch, capsys):
+    folder, commit = repository
+    gold = "diff --git a/gone.py b/gone.py\n--- a/gone.py\n+++ b/gone.py\n@@ -1 +1 @@\n-x = 1\n+x = 3\n"
+    instances = [{"instance_id": f"me__it-{n}", "repo": "me/it", "base_commit": commit, "problem_statement": "x is wrong", "patch": gold} for n in range(4)]
+    (tmp_path / "verified.jsonl").write_text("\n".join(map(json.dumps, instances)))
+    (folder / "gone.py").write_text("the working tree is not what counts\n")
+    asked = []
+
+    def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, cfg, temperature):
+        asked.extend(make_prompt(e) for e in examples)
+        texts = [(GOOD, True), (GOOD + "### x", False), (edit("gone.py", "y\n", "z\n"), True), (f"<think>{GOOD}</think>\nno", True)]     # thoughts are no edits
+        return [[srl.Episode(e, [srl.Turn([], [], [], text)], finished)] for e, (text, finished) in zip(examples, texts, strict=True)]
+
+    monkeypatch.setattr(srl, "run_episodes", run_episodes)
+    monkeypatch.setattr(evaluate, "load_policy", lambda *args: (None, None))
+    monkeypatch.setattr(swebench.shutil, "which", lambda name: None)                                 # no Docker
+    monkeypatch.setattr(sys, "argv", ["04_eval.py", "--swebench", str(tmp_path / "verified.jsonl"), "--repositories", str(folder.parent),
+                                      "--models", "mine=model", "--completions", str(tmp_path / "out")])
+    evaluate.main()
+    assert "x is wrong" in asked[0][1]["content"] and "### gone.py\n```\nx = 1\n```" in asked[0][1]["content"]
+    predictions = [json.loads(line) for line in open(tmp_path / "out/mine/predictions.jsonl")]
+    assert [list(p) for p in predictions] == [["instance_id", "model_name_or_path", "model_patch"]] * 4
+    printed = capsys.readouterr().out
+    assert [bool(p["model_patch"]) for p in predictions] == [True, False, False, False] and "1 patch, 1 truncated, 1 malformed, 1 no edit" in printed
+    assert "python -m swebench.harness.run_evaluation --dataset_name" in printed
