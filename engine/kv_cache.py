@@ -116,15 +116,12 @@ class SharedPromptCache:
     def prefill(self, prompts, sizes):
         """Compute N prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the logits (b, V)
         of each new row's first token."""
-        # about as many activations as a core's cache holds
-        prefixes = [self.prefix_cache.find(prompt) if self.prefix_cache else None for prompt in prompts]
-        longest = max(map(len, prompts))
-        known = [0 if prefix is None else len(prefix) for prefix in prefixes]
-        new = max(len(prompt) - n for prompt, n in zip(prompts, known, strict=True))
-        # about as many activations as a core's cache holds
-        tokens = 2000 if self.policy.device.type == "cpu" else 32_000
-        # known prefixes are copied: not too many at once
-        size = max(1, min(tokens // new, 32_000 // longest))
+        prefixes = [torch.zeros(0, 0, dtype=self.policy.dtype, device=self.policy.device)] * len(prompts)
+        if self.prefix_cache:
+            prefixes = [self.prefix_cache.find(prompt, prefixes[0]) for prompt in prompts]
+        new = max(len(prompt) - len(prefix) for prompt, prefix in zip(prompts, prefixes, strict=True))
+        tokens = 2000 if self.policy.device.type == "cpu" else 32_000       # what a core's cache holds, about
+        size = max(1, min(tokens // new, 32_000 // max(map(len, prompts)))) # known prefixes are copied
         parts = [self.read(prompts[i:i + size], prefixes[i:i + size]) for i in range(0, len(prompts), size)]
         hidden, masks, layers = zip(*parts, strict=True)
         T, P = max(self.is_token.shape[1], *(mask.shape[1] for mask in masks)), len(self.is_token)
@@ -149,8 +146,6 @@ class SharedPromptCache:
         """One forward pass over N prompts after their known prefixes: last hidden states (N, D), is_token (N,
         T), {layer: (keys (N, H_kv, D, T), values (N, H_kv, T, D))}."""
         device = self.policy.device
-        none = torch.zeros(0, 0, dtype=self.policy.dtype, device=device)
-        prefixes = [none if prefix is None else prefix for prefix in prefixes]
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
         n, F = max(map(len, prefixes)), max(prefix.shape[1] for prefix in prefixes)
         unread = [prompt[len(prefix):] for prompt, prefix in zip(prompts, prefixes, strict=True)]
@@ -159,8 +154,7 @@ class SharedPromptCache:
         causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=device).tril()
         # a padded position attends to itself: no empty softmax
         mask = (is_token[:, None, :] & causal) | torch.eye(len(causal), dtype=torch.bool, device=device)
-        # (N, 1, L, n + L)
-        mask = torch.cat([known[:, None, :].expand(-1, len(causal), -1), mask], 2)[:, None]
+        mask = torch.cat([known[:, None, :].expand(-1, len(causal), -1), mask], 2)[:, None]  # (N, 1, L, n+L)
         prefixes = [pad_left(prefix.view(len(prefix), F), 0, n) for prefix in prefixes]
         cache = PrefillCache(torch.stack(prefixes))                                             # (N, n, F)
         output = self.policy.base_model(

@@ -28,15 +28,13 @@ class PrefixCache:
         self.stored, self.new, self.max_bytes = self.new, {}, max_bytes
         self.prompts = sorted(self.stored)
 
-    def find(self, prompt):
-        """Keys and values (n, F) of the longest known prefix of a prompt, or None. Never of the last token:
-        its hidden state is needed."""
-        # in sorted order the longest common prefix is beside it
-        i = bisect.bisect(self.prompts, tuple(prompt))
+    def find(self, prompt, none):
+        """Keys and values (n, F) of the longest known prefix of prompt[:-1], or `none`."""
+        i = bisect.bisect(self.prompts, tuple(prompt))              # sorted: the longest prefix is beside it
         near = self.prompts[max(i - 1, 0):i + 1]
         lengths = [common_prefix_length(prompt[:-1], list(known)) for known in near]
         n = max(lengths, default=0)
-        return self.stored[near[lengths.index(n)]][:n] if n else None
+        return self.stored[near[lengths.index(n)]][:n] if n else none
 
     def add(self, prompts, is_token, layers):
         """Store {layer: (keys, values) (N, H_kv, T, D)} of N prompts; is_token (N, T) is False at padding."""
