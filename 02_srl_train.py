@@ -30,6 +30,7 @@ from engine.files import InputError, read_train_and_val, run_main
 from engine.flags import parse_flags
 from engine.logprobs import micro_batches, num_tokens, token_logprobs, update_cost
 from engine.prefix_cache import PrefixCache
+from engine.preflight import check_lengths
 from engine.rollout import generate, random_stream
 from engine.run import Cursor, Run
 
@@ -270,20 +271,22 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip_eps, loss_mean="com
 # 6. Dynamic sampling: groups with equal rewards have no advantage; other prompts are sampled in their place
 def informative_groups(rewards, min_std):
     """rewards (P, G) -> (P,) bool: groups whose population std is above min_std (paper section 4.3)."""
-    return rewards.std(-1, correction=0) > min_std
+    differs = rewards.amax(-1) > rewards.amin(-1)                   # the std of equal rewards is not always 0
+    return differs & (rewards.std(-1, correction=0) > min_std)
 
 
-def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, kept_share=1.0):
-    """A batch of at least P informative groups: prompts are sampled until it is full, at most max_tries * P.
+def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, kept_share=1.0, most=math.inf):
+    """A batch of at least P informative groups: prompts are sampled until it is full, `most` in all.
 
     kept_share: the expected share of kept groups: one large rollout is faster than small ones. Returns a list
     of (episodes, rewards (G,), advantages (G,)) and stats over all samples, those of dropped groups too.
     """
     P, G, started = cfg.prompts_per_batch, cfg.group_size, time()
     groups, rewards, episodes = [], [], []
-    while len(groups) < P and len(rewards) < cfg.max_tries * P:
+    most = min(most, cfg.max_tries * P)
+    while len(groups) < P and len(rewards) < most:
         wanted = math.ceil((P - len(groups)) / max(kept_share, 1 / cfg.max_tries))
-        position, drawn = cursor.position, cursor.take(min(wanted, cfg.max_tries * P - len(rewards)))
+        position, drawn = cursor.position, cursor.take(min(wanted, most - len(rewards)))
         seeded = [(f"{cfg.seed}, prompt {position + i}", example) for i, example in enumerate(drawn)]
         scored = score_episodes(policy, tokenizer, seeded, G, make_prompt, reward_fn, extend, cfg)
         r = torch.tensor([group_rewards for _, group_rewards in scored])        # (P of this round, G)
@@ -319,8 +322,7 @@ def sample_text(step, samples):
 # 7. Update
 def update(policy, optimizer, turns, cfg, seed=0):
     """One pass over turns (prompt ids, completion ids, log-probabilities, advantage). Returns stats."""
-    started, stats, norms = time(), Counter(), []
-    policy.train()
+    started, stats, norms = time(), Counter(), []                   # policy in eval mode: no dropout
     if cfg.minibatches > 1:                                         # seeded: every rank needs the same order
         turns = random.Random(seed).sample(turns, len(turns))
     size = num_tokens if cfg.loss_mean == "token" else len          # what the loss is a mean over
@@ -342,7 +344,6 @@ def update(policy, optimizer, turns, cfg, seed=0):
             if m == 0:                                              # later minibatches have newer weights
                 stats["mismatch"] = max(stats["mismatch"], difference.abs().max().item())
         norms.append(optimizer.step(cfg.max_grad_norm))
-    policy.eval()
     ranks = gather(stats)
     means = {name: sum(rank[name] for rank in ranks) / len(norms) for name in ("loss", "entropy", "clipped")}
     return {**means, "mismatch": max(rank["mismatch"] for rank in ranks),
@@ -391,8 +392,9 @@ def train_sft(cfg, examples, val_examples):
     """Cross-entropy on the expert's text, cosine with 30 % warmup as in the paper; saves the best epoch."""
     make_prompt, num = with_prompt_file(srl_prompt, cfg.prompt_file), math.ceil(len(examples) / cfg.sft_batch)
     total, warmup = cfg.epochs * num, 0.3 * cfg.epochs * num        # batches
-    run = Run(cfg, [*examples, *val_examples], make_prompt, total, "batch", SHOWN, validate_every=num)
+    run = Run(cfg, (examples, val_examples), make_prompt, (sft_target,), total, "batch", SHOWN, num)
     turns = [sft_turn(run.policy, run.tokenizer, e, make_prompt, cfg.sft_target) for e in examples]
+    check_lengths(cfg, run.policy.config, max(len(prompt) + len(target) for prompt, target in turns))
     rng = random.Random(cfg.seed)
     order = [rng.sample(turns, len(turns)) for _ in range(cfg.epochs)]
     with run.resumable():
@@ -400,15 +402,14 @@ def train_sft(cfg, examples, val_examples):
             epoch, batch = divmod(run.step, num)
             if batch == 0 and epoch > len(run.log):
                 metrics = validate(run, val_examples, make_prompt, sft_reward, None, cfg)
-                loss = sum(run.losses) * cfg.sft_batch / len(turns)
+                loss = sum(run.losses) / num_tokens(turns)
                 run.validated({"epoch": epoch, "step": run.step, "loss": loss, **metrics}, losses=[])
             if run.step == total:
                 break
             cosine = 0.5 * (1 + math.cos(math.pi * max(0.0, run.step - warmup) / (total - warmup)))
             run.optimizer.set_learning_rate(cfg.learning_rate * min((run.step + 1) / warmup, cosine))
-            run.policy.train()
-            loss = sft_loss(run.policy, order[epoch][batch * cfg.sft_batch:(batch + 1) * cfg.sft_batch], cfg)
-            run.policy.eval()
+            part = order[epoch][batch * cfg.sft_batch:(batch + 1) * cfg.sft_batch]
+            loss = sft_loss(run.policy, part, cfg) * num_tokens(part)
             run.stepped(run.optimizer.step(cfg.max_grad_norm), losses=[*run.losses, loss])
 
 
@@ -439,8 +440,8 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
 
     Runs until cfg.rollouts completions have been sampled. Started again it continues, with the same result.
     """
-    run = Run(cfg, [*examples, *val_examples], make_prompt, cfg.rollouts, "rollout", SHOWN, cfg.eval_every,
-              log=[{"step": 0, "done": 0}], alarms=partial(alarms, cfg=cfg, score="reward"))
+    run = Run(cfg, (examples, val_examples), make_prompt, (reward_fn, extend), cfg.rollouts, "rollout", SHOWN,
+              cfg.eval_every, log=[{"step": 0, "done": 0}], alarms=partial(alarms, cfg=cfg, score="reward"))
     cursor = Cursor(examples, cfg.seed, run.cursor)
     with run.resumable():
         while True:
@@ -454,7 +455,7 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
             recent = [line for line in run.log[-8:] if "kept" in line] or [{"kept": 1, "sampled": 1}]
             kept_share = sum(line["kept"] for line in recent) / sum(line["sampled"] for line in recent)
             groups, stats = collect(run.policy, run.tokenizer, cursor, make_prompt, reward_fn, extend, cfg,
-                                    kept_share)
+                                    kept_share, most=max(1, left // cfg.group_size))
             text = sample_text(run.step + 1, stats.pop("samples"))
             turns = []                                          # the turns of an episode share its advantage
             for episodes, _, advantages in groups:

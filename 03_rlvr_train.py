@@ -1,9 +1,9 @@
 """Stage 3: RLVR. The GRPO of stage 2 with a verifiable reward: 1 if the final answer is right, else 0.
 
 Sampling, dynamic sampling (it drops groups all right or all wrong), loss and loop are those of 02. Modes:
-stepwise, one completion for each step, whose context has no earlier thoughts; all turns share the advantage of
-the episode. single, one completion for a problem (paper). agent, one for each call, which is executed; the reward
-is 1 where the hidden tests pass. The paper gives neither prompt nor reward values of RLVR; these are ours.
+stepwise, one completion for each step, without the thoughts of earlier ones; the turns share the advantage.
+single, one completion for a problem (paper). agent, one for each call, which is executed; reward 1 where
+the hidden tests pass. The paper gives neither prompt nor reward values of RLVR; these are ours.
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a model, runs/srl/model (02_srl_train.py)
 out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it
@@ -31,8 +31,8 @@ srl = import_module("02_srl_train")  # import cannot spell a file name that begi
 class Config(srl.Config):
     """The knobs of 02 with other defaults, and how a problem is solved."""
     mode: Literal["stepwise", "single", "agent"] = "stepwise"   # a completion: a step | all (paper) | a call
-    model: str = str(srl.HERE / "runs/srl/model")
-    out: str = str(srl.HERE / "runs/srl_rlvr")
+    model: str = str(srl.HERE / "runs/srl/model")           # starting policy (paper: after SRL)
+    out: str = str(srl.HERE / "runs/srl_rlvr")             # folder for everything that this run writes
     prompts_per_batch: int = 4          # (paper: 128) small batches: more updates for the same rollouts
     learning_rate: float = 1e-4         # (paper: 5e-7 for 7B)
     rollouts: int = 36_000              # completions; a stepwise episode takes about six

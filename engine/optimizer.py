@@ -102,16 +102,34 @@ def make_optimizer(policy, cfg):
 
 
 def merged_weights(policy, dtype=None):
-    """The state dict of a model without adapters: adapters added in, or shards gathered in dtype; None: the
-    policy's own is right."""
+    """The state dict of a model without adapters, or of gathered shards in dtype; None: as the policy's.
+
+    Weights with adapters are in float32: in 16 bits most of a small change would be lost. Prints how much.
+    """
     adapters = {name: m for name, m in policy.named_modules() if hasattr(m, "get_delta_weight")}
     if is_sharded(policy):
         return {name: w.to(dtype) for name, w in gather_full_state(policy.state_dict()).items()}
     if not adapters:
         return None
     state = {name: w for name, w in policy.state_dict().items() if ".lora_" not in name}
-    weights = {name.replace(".base_layer.", "."): w for name, w in state.items()}
+    weights, change, kept = {name.replace(".base_layer.", "."): w for name, w in state.items()}, 0.0, 0.0
     for name, module in adapters.items():
-        base = module.base_layer.weight
-        weights[f"{name}.weight"] = (base.float() + module.get_delta_weight("default").float()).to(base.dtype)
+        base, delta = module.base_layer.weight, module.get_delta_weight("default").float()
+        weights[f"{name}.weight"] = merged = base.float() + delta
+        change += delta.square().sum().item()
+        kept += ((merged.to(torch.bfloat16).float() - base.float()) * delta).sum().item()
+    if change:
+        print(f"adapters merged in float32; bfloat16 would keep {kept / change:.0%} of their change")
     return weights
+
+
+def save_adapters(policy, folder):
+    """The adapters of a policy, where it has any, in peft's own format."""
+    if hasattr(policy, "peft_config"):
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+        folder.mkdir()
+        policy.peft_config["default"].save_pretrained(folder)
+        state = get_peft_model_state_dict(policy, adapter_name="default")
+        state = {f"base_model.model.{name}": w.contiguous() for name, w in state.items()}
+        save_file(state, folder / "adapter_model.safetensors")

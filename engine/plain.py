@@ -4,15 +4,15 @@ import torch
 
 
 def sample_tokens(logits, rows, uniforms, temperature):
-    """logits (R, V), rows (B,): the row of each completion, uniforms (B,) in [0, 1) -> tokens (B,) and
-    log-probabilities (B,).
+    """logits (R, V), rows (B,) of completions, uniforms (B,) in [0, 1) -> tokens and log-probabilities (B,).
 
-    The inverse of the cumulative distribution at a uniform number is a sample of it. A number below 0 takes
-    the most probable token.
+    The inverse of the cumulative distribution at a uniform number is a sample; -1 takes the most probable.
     """
     probabilities = (logits.float() / (temperature or 1.0)).softmax(-1)
-    tokens = torch.searchsorted(probabilities.cumsum(-1)[rows], uniforms[:, None].contiguous())[:, 0]
-    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    cumulative = probabilities.cumsum(-1)[rows]                     # its end is not 1 to the last bit
+    total = cumulative[:, -1:].contiguous()
+    tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
+    tokens = torch.minimum(tokens, torch.searchsorted(cumulative, total))[:, 0]     # never of probability 0
     tokens = torch.where(uniforms < 0, logits.argmax(-1)[rows], tokens)
     return tokens, probabilities[rows, tokens].log()
 

@@ -1,5 +1,6 @@
 """Models: loading a causal language model and its tokenizer, checking that the fast passes compute what it
 computes, saving it."""
+import json
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from .attention import register_attention
 from .distributed import rank
 from .files import InputError, atomic_write, first_line
 from .kv_cache import SharedPromptCache
-from .optimizer import merged_weights
+from .optimizer import merged_weights, save_adapters
 from .plain import generate_plain, token_logprobs_plain
 
 
@@ -118,4 +119,8 @@ def save_model(policy, tokenizer, folder, dtype=None):
     if rank() == 0:
         with atomic_write(folder) as temporary:
             policy.save_pretrained(temporary, state_dict=weights)
+            save_adapters(policy, temporary / "adapter")
+            if (temporary / "adapter").is_dir():                    # its merged weights are in float32
+                config = json.loads((temporary / "config.json").read_text())
+                (temporary / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2))
             tokenizer.save_pretrained(temporary)

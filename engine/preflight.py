@@ -11,7 +11,7 @@ from .chat import encode_texts, prompt_text
 from .distributed import num_ranks, rank
 from .files import InputError, first_line, remove, write_text
 from .policy import load_architecture
-from .rollout import beyond_window
+from .rollout import length_problems
 
 
 def longest_prompts(tokenizer, examples, make_prompt, num=16):
@@ -39,6 +39,12 @@ def flag_problems(cfg):
         torch.zeros(1, device=cfg.device)
     except (RuntimeError, AssertionError) as error:
         problems.append(f"--device {cfg.device}: not available ({first_line(error)}); --device cpu always is")
+    if cfg.temperature == 0:
+        problems.append("--temperature 0: must be greater than 0, or the completions of a group are equal")
+    if cfg.group_size == 1:
+        problems.append("--group_size 1: completions are compared inside their group; use at least 2")
+    if cfg.eps >= 1:
+        problems.append(f"--eps {cfg.eps}: no group has a greater std; use less than 1")
     if cfg.shard and num_ranks() == 1:
         problems.append("--shard: there is one process; start the script with torchrun --nproc-per-node N")
     if cfg.shard and (cfg.lora_rank or cfg.optimizer != "adam"):
@@ -57,14 +63,9 @@ def prompt_problems(cfg, model, tokenizer, examples, make_prompt):
     except Exception as error:  # a chat template is a program of its own and fails in any way
         return [f"{cfg.model}: its tokenizer and chat template cannot write a prompt ({first_line(error)}); "
                 "correct them, or use another model"]
-    problems, longest, last_id = [], max(map(len, prompts)), max(map(max, prompts))
-    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if longest + cfg.max_new_tokens > positions:
-        problems.append(f"a prompt of {longest} tokens and --max_new_tokens {cfg.max_new_tokens} exceed the "
-                        f"{positions} positions of {cfg.model}; lower --max_new_tokens, or use another model")
-    if cfg.share_prompts:
-        problems += beyond_window(model.config, cfg.model, longest, cfg.max_new_tokens)
+    vocabulary, last_id = model.get_input_embeddings().num_embeddings, max(map(max, prompts))
+    tokens = max(map(len, prompts)) + cfg.max_new_tokens
+    problems = length_problems(model.config, cfg.model, tokens, cfg.share_prompts)
     if last_id >= vocabulary:
         problems.append(f"{cfg.model}: the tokenizer writes token {last_id}, the model has {vocabulary}; "
                         "copy the tokenizer that belongs to it")
@@ -95,6 +96,12 @@ def memory_problems(cfg, model):
         problems.append(f"--out {out}: {gigabytes(free)} free, checkpoints take {gigabytes(36 * trained)}; "
                         "use another disk")
     return problems
+
+
+def check_lengths(cfg, config, tokens):
+    """Raises InputError where the longest training sequence has more tokens than the model computes right."""
+    if problems := length_problems(config, cfg.model, tokens, cfg.share_prompts):
+        raise InputError(problems[0])
 
 
 def check_start(cfg, examples, make_prompt):

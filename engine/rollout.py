@@ -32,16 +32,23 @@ def random_stream(seed, turn, shape):
     return torch.rand(shape, generator=torch.Generator().manual_seed(number))
 
 
-def beyond_window(config, model, longest, max_new_tokens):
-    """An error message, as a list, where attention has a window that is shorter than prompt and completion:
-    shared prompts ignore the window."""
-    config = config.get_text_config()
+def length_problems(config, model, tokens, share_prompts):
+    """Error messages, as a list, where sequences of so many tokens are not computed right by the model."""
+    config, problems = config.get_text_config(), []
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    if tokens > positions:
+        problems.append(f"are more than the {positions} positions of")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):            # more tokens change all keys
+        original = rope.get("original_max_position_embeddings") or positions
+        if original < tokens <= positions:
+            problems.append(f"are more than the {original} original positions of {rope['rope_type']} RoPE in")
     window = getattr(config, "sliding_window", None) or math.inf
     layer_types = set(getattr(config, "layer_types", None) or ())
-    if longest + max_new_tokens <= window or layer_types == {"full_attention"}:
-        return []
-    return [f"{model}: its attention window of {window} tokens is shorter than a prompt of {longest} "
-            f"and --max_new_tokens {max_new_tokens}; lower it, or use --no_share_prompts, which is slower"]
+    if share_prompts and tokens > window and layer_types != {"full_attention"}:
+        problems.append(f"need --no_share_prompts (slower): the attention window is {window} in")
+    fix = "lower --max_new_tokens, shorten the data, or use another model"
+    return [f"the {tokens} tokens of the longest prompt and answer {why} {model}; {fix}" for why in problems]
 
 
 def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):
@@ -127,8 +134,8 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     completions are decoded at a time, fewer where memory is short. Raises InputError where the model's
     attention window is shorter.
     """
-    longest, name = max(map(len, prompts), default=0), policy.config.name_or_path
-    if shares_prompts(policy) and (problems := beyond_window(policy.config, name, longest, max_new_tokens)):
+    tokens = max(map(len, prompts), default=0) + max_new_tokens
+    if problems := length_problems(policy.config, policy.config.name_or_path, tokens, shares_prompts(policy)):
         raise InputError(problems[0])
     sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
     device, eos = policy.device, torch.tensor(eos_ids(policy, tokenizer), device=policy.device)

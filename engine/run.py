@@ -1,5 +1,8 @@
 """A training run: progress bar, log, trackers, best model by validation, checkpoints, exact resume after any
 interruption."""
+import ast
+import hashlib
+import inspect
 import math
 import os
 import random
@@ -20,6 +23,7 @@ from .files import InputError, atomic_write, explain_write_errors, first_line, w
 from .optimizer import make_optimizer
 from .policy import load_policy, save_model
 from .preflight import check_start
+from .stored import digest
 
 # flags that do not change what is learned
 FREE = ("continue_changed", "save_every", "report_to", "share_prompts", "shard")
@@ -60,7 +64,30 @@ def make_tracker(cfg):
         raise InputError(f"--report_to {cfg.report_to}: not installed; pip install {cfg.report_to}") from None
 
 
-def load_checkpoint(out, cfg):
+def fingerprint(path, parts=64, size=1 << 16):
+    """A digest of a file, of all of it up to parts * size bytes, else of so many spread over it."""
+    total, found = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        for begin in range(0, total, max(size, total // parts)):
+            file.seek(begin)
+            found.update(file.read(size))
+    return f"{total} {found.hexdigest()}"
+
+
+def identity_of(cfg, data, make_prompt, functions):
+    """{what a run is made of beside its flags: its digest}; a run continues with the same only.
+
+    functions: those whose source decides what is learned; comments do not count.
+    """
+    modules = {inspect.getmodule(getattr(f, "func", f)) for f in functions if f}
+    sources = [inspect.getsource(module) for module in modules if getattr(module, "__file__", None)]
+    sources = sorted(ast.unparse(ast.parse(source)) for source in sources)
+    weights = [fingerprint(path) for path in sorted(Path(cfg.model).glob("*.safetensors"))]
+    return {"data": digest(*data), "prompt": digest(make_prompt(data[0][0])), "code": digest(sources),
+            "weights of --model": digest(weights)}
+
+
+def load_checkpoint(out, cfg, identity):
     """The newest complete checkpoint of an interrupted run, or None. Raises InputError where it was made with
     other flags."""
     for path in (out / "checkpoint.pt", out / "checkpoint.previous.pt"):
@@ -75,6 +102,8 @@ def load_checkpoint(out, cfg):
         now = {name: value for name, value in asdict(cfg).items() if name not in FREE}
         changed = [f"{name} {before.get(name)!r} -> {value!r}" for name, value in now.items()
                    if before.get(name) != value]
+        saved = state.get("identity", {})
+        changed += [f"other {name}" for name, value in identity.items() if saved.get(name) != value]
         if changed and not cfg.continue_changed:
             raise InputError(f"{out}: contains a run with other settings ({'; '.join(changed)}); "
                              "use another --out, delete the folder, or accept them with --continue_changed")
@@ -108,18 +137,20 @@ class Run:
     again with the same flags, a run continues where its checkpoint is, with the same result.
     """
 
-    def __init__(self, cfg, examples, make_prompt, total, unit, shown, validate_every, alarms=None, log=()):
-        """shown: names of a log line for the screen. validate_every: steps between validations, which save
-        too.
+    def __init__(self, cfg, data, make_prompt, functions, total, unit, shown, validate_every,
+                 alarms=None, log=()):
+        """data: (training, validation) examples. functions: see identity_of. shown: names of a log line for
+        the screen. validate_every: steps between validations, which save too. alarms(log) -> {name: message}.
 
-        alarms(log) -> {name: message}. Raises InputError, see check_start and load_checkpoint.
+        Raises InputError, see check_start and load_checkpoint.
         """
-        check_start(cfg, examples, make_prompt)
+        check_start(cfg, [*data[0], *data[1]], make_prompt)
+        self.identity = identity_of(cfg, data, make_prompt, functions)
         self.cfg, self.out, self.total = cfg, Path(cfg.out), total
         self.shown, self.validate_every, self.alarms = shown, validate_every, alarms
         self.state = {"step": 0, "done": 0, "cursor": 0, "losses": [], "completions_size": 0,
                       "best": (-1.0, -1.0), "log": list(log)}
-        saved = load_checkpoint(self.out, cfg)
+        saved = load_checkpoint(self.out, cfg, self.identity)
         self.policy, self.tokenizer = load_policy(cfg.model, cfg.device, cfg.dtype, cfg.share_prompts)
         torch.manual_seed(cfg.seed)
         if cfg.shard:
@@ -175,7 +206,7 @@ class Run:
     def save(self):
         """A checkpoint, complete or absent, and the log. The previous one stays as checkpoint.previous.pt."""
         state = {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(),
-                 "config": asdict(self.cfg), "run": self.state}
+                 "config": asdict(self.cfg), "identity": self.identity, "run": self.state}
         if rank() == 0:
             write_jsonl(self.out / "log.jsonl", self.log)
             with atomic_write(self.out / "checkpoint.pt") as temporary:

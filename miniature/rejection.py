@@ -31,8 +31,9 @@ def exact_completions(policy, tokenizer, examples, cfg, per_prompt=4):
     bar = tqdm([examples[i:i + P] for i in range(0, len(examples), P)], unit="batch", desc="sampling", dynamic_ncols=True)
     for part in bar:
         for example, group in zip(part, srl.run_episodes(policy, tokenizer, part, cfg.group_size, srl.srl_prompt, None, cfg), strict=True):
-            exact = {e.turns[0].text for e in group if e.finished and srl.srl_reward(e.turns[0].text, example) == 1.0}
-            found += [{**example, "target": text} for text in sorted(exact)[:per_prompt]]
+            texts = dict.fromkeys(e.turns[0].text for e in group if e.finished)                  # each once, as sampled: the first are random ones
+            exact = [text for text in texts if srl.srl_reward(text, example) == 1.0]
+            found += [{**example, "target": text} for text in exact[:per_prompt]]
         bar.set_postfix(exact=len(found))
     return found
 

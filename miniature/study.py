@@ -254,7 +254,7 @@ def main():
     futures = {}
 
     def after_needed(method, seed):
-        needed = futures.get((NEEDS.get(method), seed))     # submitted before it, so no worker waits for a job that has none
+        needed = futures.get((NEEDS.get(method), seed))     # submitted earlier: it runs or is done
         if needed:
             needed.result()
         print(job(method, seed, args), flush=True)

@@ -1,8 +1,8 @@
 """Speed and memory at the shape of Qwen2.5-7B on one GPU, random weights, bfloat16. By hand: python tests/bench_gpu.py limits rollout update memory step trl
 
 limits    what this GPU does at best: a large matrix product, a large copy
-rollout   tokens a second, kernels recorded (CUDA graph) and launched one by one, against transformers' generate(num_return_sequences=8) and its continuous
-          batching; beside them the least time that a step can take: weights, keys and values read once, or the operations at the rate of `limits`
+rollout   tokens a second, with a CUDA graph and eager, against transformers' generate(num_return_sequences=8) and (`continuous`) its continuous batching;
+          and the least time of a decode step: weights, keys and values loaded once, or the operations at the rate of `limits`; many: 1,024 rows alone
 update    each prompt computed once against each completion as a sequence of its own; model FLOP utilisation of a micro-batch of 15,000 tokens
 memory    peak of an update over weights and gradients against a plain forward with all logits, two of the 28 layers, checkpointed
 step      one batch of --recipe paper --lora_rank 64: rollout and update, 32 prompts x 8
@@ -16,6 +16,7 @@ import random
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -23,10 +24,18 @@ from types import SimpleNamespace
 
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from engine.attention import register_attention  # noqa: E402
+from engine.kv_cache import SharedPromptCache  # noqa: E402
+from engine.optimizer import make_optimizer  # noqa: E402
+from engine.policy import load_policy  # noqa: E402
+from engine.run import peak_gb  # noqa: E402
+
 srl = import_module("02_srl_train")
+register_attention()
 DEVICE, PROMPT, COMPLETION, G, VOCABULARY = "cuda", 650, 300, 8, 152_064
 SIZES = {"7B": (3584, 18944, 28, 28, 4), "0.5B": (896, 4864, 24, 14, 2)}                          # width, feed-forward, layers, heads, key-value heads
 NO_TOKENIZER = SimpleNamespace(eos_token_id=None, batch_decode=lambda ids, **kwargs: [""] * len(ids))
@@ -67,7 +76,7 @@ def median_time(function, repeats=3):
 
 @lru_cache(maxsize=1)
 def limits():
-    """(operations a second of a bf16 matrix product, bytes a second of a copy, read and written)."""
+    """(operations a second of a bf16 matrix product, bytes a second of a copy, loads and stores counted)."""
     a, b = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16), torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
     flops = 2 * 8192**3 / median_time(lambda: a @ b, 9)
     source = torch.empty(2**31, device=DEVICE, dtype=torch.uint8)
@@ -77,8 +86,8 @@ def limits():
     return flops, rate
 
 
-def weights_read(model):
-    """Weights that a token meets: all but the embedding, of which it reads one row."""
+def weights_used(model):
+    """Weights in the matrix products of a token: all but the embedding, of which it takes one row."""
     tied = model.config.tie_word_embeddings
     return sum(p.numel() for p in model.parameters()) - (0 if tied else model.get_input_embeddings().weight.numel())
 
@@ -88,9 +97,9 @@ def least_step(model, rows):
     flops, rate = limits()
     c = model.config
     kv = 2 * 2 * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads)         # bytes a token
-    read = 2 * weights_read(model) + kv * rows * (PROMPT / G + COMPLETION / 2)
+    loaded = 2 * weights_used(model) + kv * rows * (PROMPT / G + COMPLETION / 2)
     attention = 4 * c.num_hidden_layers * c.hidden_size * rows * (PROMPT + COMPLETION / 2)
-    return max(read / (rate / 2) / 2, (2 * weights_read(model) * rows + attention) / flops)      # a copy's bytes are read and written: all of them read here
+    return max(loaded / (rate / 2) / 2, (2 * weights_used(model) * rows + attention) / flops)      # half of a copy's bytes are loads; here all are
 
 
 def rollout(sizes=(128, 384, 1024)):
@@ -100,12 +109,12 @@ def rollout(sizes=(128, 384, 1024)):
         result = srl.generate(model, NO_TOKENIZER, prompts, G, max_new_tokens=COMPLETION, max_rows=2048)
         return sum(map(len, result.completions))
 
-    def one_by_one(prompts):
-        recorded, srl.SharedPromptCache.recorded = srl.SharedPromptCache.recorded, lambda self, token: self.decode(token)
+    def eager(prompts):
+        replay, SharedPromptCache.replay = SharedPromptCache.replay, SharedPromptCache.decode_step
         try:
             return ours(prompts)
         finally:
-            srl.SharedPromptCache.recorded = recorded
+            SharedPromptCache.replay = replay
 
     def transformers_generate(prompts):
         ids = torch.tensor(prompts, device=DEVICE)
@@ -119,8 +128,8 @@ def rollout(sizes=(128, 384, 1024)):
     ours([draw(rng, 50)] * 2)
     for rows in sizes:
         prompts = [draw(rng, PROMPT) for _ in range(rows // G)]
-        for name, way in (("recorded", ours), ("one by one", one_by_one), ("generate", transformers_generate)):
-            if rows <= 384 or name == "recorded":
+        for name, way in (("CUDA graph", ours), ("eager", eager), ("generate", transformers_generate)):
+            if rows <= 384 or name == "CUDA graph":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 seconds, tokens = timed(lambda way=way, prompts=prompts: way(prompts))
@@ -145,7 +154,7 @@ def group_of(rng, P, R):
 
 def with_checkpoints(model):
     for layer in model.modules():
-        if isinstance(layer, srl.GradientCheckpointingLayer):
+        if isinstance(layer, GradientCheckpointingLayer):
             layer.forward = partial(torch.utils.checkpoint.checkpoint, layer.forward, use_reentrant=False)
 
 
@@ -168,11 +177,11 @@ def update():
     torch.cuda.reset_peak_memory_stats()
     seconds = median_time(lambda: gradient([groups]))
     tokens, c = 5 * (PROMPT + G * COMPLETION), model.config
-    layers = weights_read(model) - VOCABULARY * c.hidden_size
+    layers = weights_used(model) - VOCABULARY * c.hidden_size
     pairs = 5 * (PROMPT**2 / 2 + G * (COMPLETION * PROMPT + COMPLETION**2 / 2))                    # (query, key) pairs of attention
     work = 6 * (layers * tokens + VOCABULARY * c.hidden_size * 5 * G * COMPLETION) + 12 * c.num_hidden_layers * c.hidden_size * pairs
     print(f"micro-batch of {tokens} tokens with checkpointed layers: {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s, model FLOP utilisation "
-          f"{work / seconds / 989e12:.0%} of 989 TFLOP/s, {work / seconds / limits()[0]:.0%} of the measured product; computing the layers again not counted; "
+          f"{work / seconds / 989e12:.0%} of 989 TFLOP/s, {work / seconds / limits()[0]:.0%} of the measured product; recomputation of layers not counted; "
           f"peak {torch.cuda.max_memory_allocated() / 1e9:.0f} GB")
     random_model.cache_clear()
 
@@ -188,7 +197,7 @@ def memory():
         logprobs.sum().backward()
     peaks = []
     for way in (lambda: srl.token_logprobs(model, [(prompt, group)])[0].sum().backward(), plain):
-        way()                                                                                     # the gradients are there from now on
+        way()                                                                                     # from now on the gradients have their memory
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         way()
@@ -199,7 +208,7 @@ def memory():
 
 
 def one_step(model, optimizer, cfg, prompts):
-    """Rollout and update with advantages of chance. Returns (seconds of the rollout, seconds of the update, sampled tokens)."""
+    """Rollout and update with random advantages. Returns (seconds of the rollout, seconds of the update, sampled tokens)."""
     rolled, sample = timed(lambda: srl.generate(model, NO_TOKENIZER, prompts, G, max_new_tokens=cfg.max_new_tokens, max_rows=cfg.max_rows))
     advantages = srl.group_advantages(torch.rand(len(prompts), G)).flatten().tolist()
     turns = [(prompts[i // G], *x, a) for i, (*x, a) in enumerate(zip(sample.completions, sample.logprobs, advantages, strict=True))]
@@ -208,18 +217,18 @@ def one_step(model, optimizer, cfg, prompts):
 
 
 def step():
-    cfg = srl.replace(srl.Config(), **{**srl.PAPER["srl"], "lora_rank": 64, "max_new_tokens": COMPLETION, "learning_rate": 5e-6, "device": DEVICE})
+    cfg = replace(srl.Config(), **{**srl.PAPER["srl"], "lora_rank": 64, "max_new_tokens": COMPLETION, "learning_rate": 5e-6, "device": DEVICE})
     random_model.cache_clear()
     model, rng = random_model(), random.Random(0)
     model.requires_grad_(False)
-    optimizer = srl.make_optimizer(model, cfg)
+    optimizer = make_optimizer(model, cfg)
     model.to(DEVICE)
     torch.cuda.reset_peak_memory_stats()
     for name in ("first", "second"):
         rolled, updated, tokens, stats = one_step(model, optimizer, cfg, [draw(rng, PROMPT) for _ in range(32)])
         print(f"{name} step, 32 prompts x 8: rollout {rolled:.1f} s ({tokens / rolled:,.0f} tokens/s), update {updated:.1f} s "
               f"({tokens / updated:,.0f} tokens/s), largest difference of log-probabilities {stats['mismatch']:.3f}; "
-              f"peak {srl.peak_gb('cuda'):.0f} GB", flush=True)
+              f"peak {peak_gb('cuda'):.0f} GB", flush=True)
     random_model.cache_clear()
 
 
@@ -234,10 +243,10 @@ def trl():
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        policy, _ = srl.load_policy(folder, DEVICE, "bfloat16")
+        policy, _ = load_policy(folder, DEVICE, "bfloat16")
         cfg = srl.Config(device=DEVICE, dtype="bfloat16", max_new_tokens=length, update_tokens=16_000)
-        optimizer = srl.make_optimizer(policy, cfg)
-        prompts = [[*prompt, 5 + i] for i in range(P)]                                             # P different ones: equal prompts would be read once
+        optimizer = make_optimizer(policy, cfg)
+        prompts = [[*prompt, 5 + i] for i in range(P)]                                             # P different ones: equal prompts would be computed once
         parts = [one_step(policy, optimizer, cfg, prompts) for _ in range(steps + 1)][1:]
         ours = sum(a + b for a, b, *_ in parts) / steps
         print(f"ours: {ours:.2f} s a step of {P} prompts of {len(prompt)} tokens x {G} completions of {length}, "

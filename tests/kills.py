@@ -4,13 +4,11 @@ import signal
 import sys
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import torch  # noqa: E402
-from transformers import Qwen2ForCausalLM, Qwen2TokenizerFast  # noqa: E402, F401    imported once, before processes fork off
+import torch
+from transformers import Qwen2ForCausalLM, Qwen2TokenizerFast  # noqa: F401    imported once, before processes fork off
 
-from engine import optimizer, policy, run  # noqa: E402
+from engine import optimizer, policy, run
 
 srl = import_module("02_srl_train")
 EXAMPLES = [{"id": str(i), "k": 1, "n": 1, "problem": f"Solve {i}", "partial": "", "action": "1", "answer": "1"} for i in range(12)]

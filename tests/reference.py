@@ -18,9 +18,9 @@ def small_model(tokenizer, kind, **more):
     return AutoModelForCausalLM.from_config(config, attn_implementation="grouped_query").eval()
 
 
-def forward_logprobs(model, prompt, completion):
+def forward_logprobs(model, prompt, completion, temperature=1.0):
     """One sequence, one forward pass of transformers."""
-    logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1:-1]
+    logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1:-1] / temperature
     return logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0]
 
 

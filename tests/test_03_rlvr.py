@@ -1,11 +1,13 @@
 """The verifiable reward, which is the grade of the evaluation, and the episodes of solutions and of agents."""
 import inspect
+from itertools import accumulate
 
 import agents
 import pytest
 
 from engine.agents import sandbox
 from engine.files import InputError
+from engine.rollout import Rollout
 
 
 @pytest.fixture
@@ -18,13 +20,9 @@ def task(monkeypatch):
             "visible": [["shop", "cost", [3, 4], 8]], "hidden": [["shop", "cost", [3, 4], 8], ["shop", "cost", [1, 2], 4], ["bank", "fee", [5, 2], 3]]}
 
 
-def after_calls(rlvr, task, *calls):
-    """(example, observations) after the calls."""
-    seen = []
-    for call in calls:
-        task = rlvr.next_call(task, call)
-        seen.append(task["context"][-1]["content"])
-    return task, seen
+def after(rlvr, task, *calls):
+    """The examples after each of the calls."""
+    return list(accumulate(calls, rlvr.next_call, initial=task))[1:]
 
 
 @pytest.mark.parametrize("completion, answer, verdict", [
@@ -47,15 +45,12 @@ def test_the_reward_of_training_is_the_grade_of_evaluation(rlvr, evaluate):
     assert "rlvr.judge" in inspect.getsource(evaluate.judge_attempts) and "is_correct" in inspect.getsource(rlvr.rlvr_reward)
 
 
-def test_a_turn_adds_its_step_and_an_answer_ends_the_episode(rlvr, example):
+def test_an_episode_begins_without_any_step_a_turn_adds_its_own_and_an_answer_ends_it(rlvr, example):
+    assert rlvr.unsolved([example, {**example, "k": 3}]) == [{"id": "p", "problem": example["problem"], "partial": "", "answer": "5"}]
     following = rlvr.next_turn(example, "<think>hm</think>\n2. **Divide both sides by 3** x = 5")
     assert following["partial"] == example["partial"] + "2. **Divide both sides by 3** x = 5\n"      # thoughts are dropped
     assert rlvr.next_turn(following, "<think>done</think>\n3. **State the answer** \\boxed{5}") is None
     assert rlvr.next_turn(example, "<think>nothing</think>") is None
-
-
-def test_problems_are_taken_once_and_without_any_step(rlvr, example):
-    assert rlvr.unsolved([example, {**example, "k": 3}]) == [{"id": "p", "problem": example["problem"], "partial": "", "answer": "5"}]
 
 
 def test_a_problem_without_an_answer_is_counted_and_one_whose_answer_cannot_be_read_is_named_and_both_are_left_out(rlvr, capsys):
@@ -70,10 +65,11 @@ def test_a_problem_without_an_answer_is_counted_and_one_whose_answer_cannot_be_r
 # Agents
 def test_the_tools_answer_as_they_say(rlvr, task):
     call = agents.call_text
-    _, seen = after_calls(rlvr, task, call("list"), call("search", text="cost"), call("view", path="shop.py"), call("run_tests"),
-                          call("edit", path="shop.py", line=2, text="    c = a + b"), call("view", path="shop.py"), call("run_tests"))
-    assert seen == ["shop.py\nbank.py", "shop.py:1|def cost(a, b):", "1|def cost(a, b):\n2|    c = a * b\n3|    return c + 1",
-                    "cost(3, 4) returns 13 but should return 8.", "edited", "1|def cost(a, b):\n2|    c = a + b\n3|    return c + 1", "all tests pass"]
+    examples = after(rlvr, task, call("list"), call("search", text="cost"), call("view", path="shop.py"), call("run_tests"),
+                     call("edit", path="shop.py", line=2, text="    c = a + b"), call("view", path="shop.py"), call("run_tests"))
+    assert [e["context"][-1]["content"] for e in examples] == [
+        "shop.py\nbank.py", "shop.py:1|def cost(a, b):", "1|def cost(a, b):\n2|    c = a * b\n3|    return c + 1",
+        "cost(3, 4) returns 13 but should return 8.", "edited", "1|def cost(a, b):\n2|    c = a + b\n3|    return c + 1", "all tests pass"]
     assert rlvr.next_call(task, call("submit")) is None and task["files"]["shop.py"].count("*") == 1            # the task itself is never changed
 
 
@@ -90,13 +86,13 @@ def test_an_invalid_call_changes_nothing_and_is_counted(rlvr, task, call):
 
 def test_the_reward_is_that_the_hidden_tests_pass_on_what_was_submitted(rlvr, task):
     submit, fix = agents.call_text("submit"), agents.call_text("edit", path="shop.py", line=2, text="    c = a + b")
-    fixed, _ = after_calls(rlvr, task, fix)
+    (fixed,) = after(rlvr, task, fix)
     assert [rlvr.agent_reward(f"<think>done</think>\n{submit}", e) for e in (task, fixed)] == [0.0, 1.0]
     assert rlvr.agent_reward("<think>done</think>\n" + agents.call_text("run_tests"), fixed) == 0.0                  # never submitted
     assert rlvr.agent_reward("<think>and so on", fixed) == rlvr.agent_reward("<think>done</think>\nls", fixed) == -1.0    # no call of a tool
-    special, _ = after_calls(rlvr, task, agents.call_text("edit", path="shop.py", line=2, text="    c = b + 3"))       # right in the visible test alone
+    (special,) = after(rlvr, task, agents.call_text("edit", path="shop.py", line=2, text="    c = b + 3"))       # right in the visible test alone
     assert sandbox.failed_tests(special["files"], task["visible"]) == [] and rlvr.agent_reward(submit, special) == 0.0
-    broken, _ = after_calls(rlvr, fixed, agents.call_text("edit", path="bank.py", line=2, text="    return y - x"))  # another function is tested as well
+    (broken,) = after(rlvr, fixed, agents.call_text("edit", path="bank.py", line=2, text="    return y - x"))  # another function is tested as well
     assert rlvr.agent_reward(submit, broken) == 0.0
     assert [rlvr.judge_calls(calls, task)[0] for calls in ([fix, submit], [submit], [fix])] == ["right", "wrong", "no answer"]
 
@@ -124,7 +120,6 @@ def test_an_agent_acts_until_it_submits_and_the_turns_share_its_advantage(srl, r
         assert len(texts) == sum(sizes)
         return Rollout([[1, 2]] * len(texts), [[-1.0, -1.0]] * len(texts), texts, [True] * len(texts))
 
-    from engine.rollout import Rollout
     monkeypatch.setattr(srl, "generate", generate)
     cfg = rlvr.Config(mode="agent", max_turns=7, group_size=4, prompts_per_batch=1, device="cpu")
     make_prompt, extend, reward, _ = rlvr.MODES["agent"]

@@ -1,5 +1,4 @@
-"""The embedded world: its algebra, its data, its prompt."""
-import json
+"""The miniature: its algebra, its data, its prompt, the controls' data."""
 import operator
 import random
 import re
@@ -7,14 +6,17 @@ from functools import partial
 
 import make
 import pytest
+import study
 from conftest import ROOT
+
+from engine.files import read_jsonl, write_jsonl
 
 SETS = ("short", "hard", "long", "large")
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
 def records(name):
-    return [json.loads(line) for line in open(ROOT / f"miniature/{name}.jsonl")]
+    return read_jsonl(ROOT / f"miniature/{name}.jsonl")
 
 
 def value(side, x):
@@ -52,7 +54,7 @@ def test_the_committed_data_is_what_make_makes():
     assert all(sets[name] == records(f"benchmarks/{name}") for name in SETS)
 
 
-def test_expert_solutions_end_in_their_answer_and_hold_no_thoughts(segment):
+def test_expert_solutions_end_in_their_answer_and_contain_no_thoughts(segment):
     for r in records("expert"):
         steps = segment.split_steps(r["solution"])
         assert steps[-1].endswith(f"\\boxed{{{r['answer']}}}") and "".join(steps) == r["solution"] and "<think>" not in r["solution"]
@@ -64,11 +66,11 @@ def test_the_base_model_was_trained_on_the_prompt_that_the_scripts_send(srl, tok
     assert sent == make.prompt_text(example["problem"], example["partial"].splitlines())
 
 
-def test_the_base_model_reads_the_same_batches_after_an_interruption_and_no_problem_of_the_data(tokenizer):
+def test_pretraining_has_the_same_batches_after_an_interruption_and_no_problem_of_the_data(tokenizer):
     _, held_out = make.make_data(seed=1)
-    read = partial(make.make_batches, partial(make.draw_moves, held_out=held_out), 1, ROOT / "miniature/base")
-    batches = read(3)
-    assert batches == read(3) and all(2500 <= len(batch) * sum(map(len, batch[-1])) < 3500 for batch in batches)
+    batches_of = partial(make.make_batches, partial(make.draw_moves, held_out=held_out), 1, ROOT / "miniature/base")
+    batches = batches_of(3)
+    assert batches == batches_of(3) and all(2500 <= len(batch) * sum(map(len, batch[-1])) < 3500 for batch in batches)
     for prompt, *moves in (row for batch in batches for row in batch):
         assert re.match(r"<\|user\|>Solve (.+)\n", tokenizer.decode(prompt))[1] not in held_out
         assert len(moves) == 4 and all(move[-1] == tokenizer.eos_token_id for move in moves)
@@ -80,5 +82,15 @@ def test_the_tokenizer_returns_every_text(tokenizer):
 
 
 @pytest.mark.parametrize("title", ["Divide both sides by 4", "Expand the left side", "State the answer", "Delete everything", "Add 1.5 to both sides"])
-def test_illegal_moves_are_known_as_such(title):
+def test_illegal_moves_have_no_result(title):
     assert make.apply_move(([("x", 6), ("c", 3)], [("c", 9)]), title) is None
+
+
+def test_the_control_with_own_style_thoughts_imitates_thoughts_of_the_base_model_and_the_step(srl, segment, tmp_path):
+    examples, _ = segment.segment(records("expert")[:2])
+    for part in ("train", "val"):
+        write_jsonl(tmp_path / f"data/{part}.jsonl", examples)
+    study.make_examples(tmp_path, study.WORLDS["equations"])
+    example = read_jsonl(tmp_path / "data_student/train.jsonl")[0]
+    assert srl.sft_target(example, "outline") == f"<think>{examples[0]['student_thoughts']}</think>\n{example['action']}"
+    assert read_jsonl(tmp_path / "data_student/val.jsonl") == examples

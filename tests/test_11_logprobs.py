@@ -10,8 +10,6 @@ from engine.logprobs import group_turns, micro_batches, pack_prefix_tree, token_
 from engine.plain import token_logprobs_plain
 from engine.rollout import generate
 
-DUPLICATES = [[40, 41, 1], [43, 1], [40, 41, 1], [40, 41, 1]]
-
 
 # Log-probabilities
 @pytest.mark.parametrize("padding", ["left", "right", "none"])
@@ -20,17 +18,15 @@ def test_sampled_and_trained_log_probabilities_equal_transformers_however_the_ba
     rollout = generate(tiny, tokenizer, PROMPTS, 4, max_new_tokens=25)
     with torch.no_grad():
         trained, mask, _ = token_logprobs(tiny, [(p, rollout.completions[4 * i:4 * i + 4]) for i, p in enumerate(PROMPTS)])
-    rows = [PROMPTS[b // 4] + completion for b, completion in enumerate(rollout.completions)]
-    for batch in ([[b] for b in range(16)] if padding == "none" else [list(range(16))]):
-        longest = max(len(rows[b]) for b in batch)
-        before = {b: longest - len(rows[b]) if padding == "left" else 0 for b in batch}
-        ids = torch.tensor([[0] * before[b] + rows[b] + [0] * (longest - len(rows[b]) - before[b]) for b in batch])
-        real = torch.tensor([[before[b] <= n < before[b] + len(rows[b]) for n in range(longest)] for b in batch]).long()
+    rows = [torch.tensor(PROMPTS[b // 4] + completion) for b, completion in enumerate(rollout.completions)]
+    for batch in ([[b] for b in range(16)] if padding == "none" else [range(16)]):
+        side = {"batch_first": True, "padding_side": padding.replace("none", "right")}
+        ids, real = (torch.nn.utils.rnn.pad_sequence([function(rows[b]) for b in batch], **side) for function in (torch.clone, torch.ones_like))
         with torch.no_grad():
-            logits = tiny(input_ids=ids, attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0)).logits.log_softmax(-1)
+            logits = tiny(input_ids=ids, attention_mask=real, position_ids=(real.cumsum(1) - 1).clamp(min=0)).logits[:, :-1]
+        logprobs, inside = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0], (real[:, 1:] * real[:, :-1]).bool()
         for i, b in enumerate(batch):
-            n, start = len(rollout.completions[b]), before[b] + len(PROMPTS[b // 4]) - 1
-            expected = logits[i, start:start + n].gather(-1, torch.tensor(rollout.completions[b])[:, None])[:, 0]
+            expected = logprobs[i][inside[i]][-len(rollout.completions[b]):]
             torch.testing.assert_close(torch.tensor(rollout.logprobs[b]), expected, atol=1e-5, rtol=0)
             torch.testing.assert_close(trained[b][mask[b]], expected, atol=1e-5, rtol=0)
 
@@ -48,35 +44,25 @@ def test_eos_is_trained_and_padding_is_not_also_where_pad_equals_eos(tokenizer, 
 @pytest.mark.parametrize("groups, passes", [
     ([(PROMPTS[1], [[40, 41, 42], [43, 1], [44, 45, 46, 47, 1]]), (PROMPTS[0], [[50, 1]])], [(1, 7 + 3), (4, 4)]),       # the last token is not read
     ([(prompt, [[40 + n, 41, 1], [43, 1]]) for n, prompt in enumerate(PREFIXES)], [(1, 3 + 7 + 1 + 4 + 2 + 2 + 1), (16, 2)]),
-    ([(PROMPTS[1], DUPLICATES)], [(1, 7), (2, 2)])], ids=["a shared prompt", "shared prefixes of prompts", "equal completions"])
-def test_what_is_shared_is_computed_once_with_the_log_probabilities_and_gradients_of_separate_sequences(tiny, monkeypatch, groups, passes):
+    ([(PROMPTS[1], [[40, 41, 1], [43, 1], [40, 41, 1], [40, 41, 1]])], [(1, 7), (2, 2)])],
+                         ids=["a shared prompt", "shared prefixes of prompts", "equal completions"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_is_shared_is_computed_once_with_the_log_probabilities_and_gradients_of_separate_sequences(tiny, monkeypatch, groups, passes, temperature):
     """The reference is one forward pass for each sequence, and engine/plain.py; each completion has a weight of its own."""
     pairs, shapes, forward = [(prompt, c) for prompt, group in groups for c in group], [], tiny.model.forward
     weights = torch.randn(len(pairs), generator=torch.Generator().manual_seed(0))
     with monkeypatch.context() as patch:
         patch.setattr(tiny.model, "forward", lambda *args, **kwargs: shapes.append(kwargs["input_ids"].shape) or forward(*args, **kwargs))
-        logprobs, mask, entropy = token_logprobs(tiny, groups)
+        logprobs, mask, entropy = token_logprobs(tiny, groups, temperature)
     assert shapes == passes
-    separate = gradient(tiny, sum(forward_logprobs(tiny, *pair).sum() * w for pair, w in zip(pairs, weights, strict=True)))
+    separate = gradient(tiny, sum(forward_logprobs(tiny, *pair, temperature).sum() * w for pair, w in zip(pairs, weights, strict=True)))
     assert (gradient(tiny, ((logprobs * mask).sum(1) * weights).sum()) - separate).norm() < 1e-5 * separate.norm()
     tiny.set_attn_implementation("eager")
-    plain, plain_mask, plain_entropy = token_logprobs_plain(tiny, groups)
+    plain, plain_mask, plain_entropy = token_logprobs_plain(tiny, groups, temperature)
     torch.testing.assert_close(logprobs * mask, plain * plain_mask, atol=1e-5, rtol=0)
-    assert mask.equal(plain_mask) and entropy.item() == pytest.approx(plain_entropy.item(), rel=1e-5)
     assert (gradient(tiny, ((plain * plain_mask).sum(1) * weights).sum()) - separate).norm() < 1e-5 * separate.norm()
-
-
-def test_plain_log_probabilities_are_those_of_the_temperature(tiny):
-    groups = [(prompt, [[40 + n, 41, 1], [43, 1]]) for n, prompt in enumerate(PREFIXES)]
-    (fast, mask, entropy), (plain, _, plain_entropy) = (function(tiny, groups, 0.7) for function in (token_logprobs, token_logprobs_plain))
-    torch.testing.assert_close(fast * mask, plain * mask, atol=1e-5, rtol=0)
-    assert entropy.item() == pytest.approx(plain_entropy.item(), rel=1e-5)
-
-
-def test_the_entropy_is_a_mean_over_tokens_of_all_completions_also_of_equal_ones(tiny):
-    entropy = token_logprobs(tiny, [(PROMPTS[1], DUPLICATES)])[2]
-    alone = [token_logprobs(tiny, [(PROMPTS[1], [c])])[2].item() * len(c) for c in DUPLICATES]
-    assert entropy.item() == pytest.approx(sum(alone) / 11, rel=1e-5)
+    alone = sum(token_logprobs_plain(tiny, [(prompt, [c])], temperature)[2].item() * len(c) for prompt, c in pairs)
+    assert mask.equal(plain_mask) and [entropy.item(), plain_entropy.item()] == pytest.approx([alone / mask.sum().item()] * 2, rel=1e-5)
 
 
 # Prefix trees

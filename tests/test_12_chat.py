@@ -7,12 +7,11 @@ from conftest import ROOT
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from engine.chat import encode, eos_ids, opened_thought, prompt_text, read_prompt_file
+from engine.chat import encode, eos_ids, opened_thought, prompt_text
 from engine.files import InputError
 from engine.rollout import generate
 
 QWEN = ROOT.parent / "shared/data/qwen2.5_tokenizer"
-needs_qwen = pytest.mark.skipif(not QWEN.exists(), reason=f"no {QWEN}: the real tokenizer, which is not part of the repository")
 
 # What the templates of these families do, in short: their marks, whether they trim, open the thoughts, or refuse a system message
 TEMPLATES = {
@@ -41,21 +40,12 @@ def byte_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
 
 
-@pytest.mark.parametrize("text, message", [("System\n---\nno problem in it", "no {problem} after the line ---"), (None, "No such file")])
-def test_a_prompt_file_that_cannot_be_used_is_refused(tmp_path, text, message):
-    path = tmp_path / "prompt.txt"
-    if text:
-        path.write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_prompt_file(path)
-
-
 # Templates
 def test_the_miniatures_prompt_is_the_problem_and_the_steps_alone(tokenizer, messages, example):
     assert prompt_text(tokenizer, messages) == f"<|user|>{example['problem']}\n\nSolution:\n{example['partial']}<|assistant|>"
 
 
-@needs_qwen
+@pytest.mark.skipif(not QWEN.exists(), reason=f"no {QWEN}: the real tokenizer, which is not part of the repository")
 def test_the_real_qwen_template_gets_our_system_message_and_no_other_token(messages):
     qwen = AutoTokenizer.from_pretrained(QWEN)
     prompt, (system, user) = encode(qwen, messages), (message["content"] for message in messages)
@@ -84,20 +74,14 @@ def test_a_prompt_has_one_bos_whether_the_template_writes_it_or_there_is_no_temp
 
 
 # EOS
-@pytest.mark.parametrize("ids", [[5, 6], list(range(200))])
-def test_each_of_several_eos_ids_ends_a_completion(tokenizer, tiny, ids):
-    tiny.generation_config.eos_token_id = ids
+def test_each_of_several_eos_ids_ends_a_completion_and_a_model_without_any_is_refused(tokenizer, tiny):
+    tiny.generation_config.eos_token_id = [5, 6]
     eos = eos_ids(tiny, tokenizer)
-    assert eos == sorted({tokenizer.eos_token_id, *ids})
+    assert eos == sorted({tokenizer.eos_token_id, 5, 6})
     torch.manual_seed(0)
     rollout = generate(tiny, tokenizer, [[3, 4], [7, 8, 9]], 200, temperature=3.0, max_new_tokens=60)
     assert rollout.finished == [completion[-1] in eos for completion in rollout.completions]
-    assert not any(set(completion[:-1]) & set(eos) for completion in rollout.completions)
-    last = {completion[-1] for completion in rollout.completions} & set(eos)
-    assert last == set(eos) if len(eos) < 10 else len(last) > 50
-
-
-def test_a_model_without_any_eos_is_refused(tiny):
+    assert {completion[-1] for completion in rollout.completions} > set(eos) and not any(set(ids[:-1]) & set(eos) for ids in rollout.completions)
     tiny.generation_config.eos_token_id = None
-    with pytest.raises(InputError, match="names an EOS token"):
+    with pytest.raises(InputError, match="EOS token"):
         eos_ids(tiny, SimpleNamespace(eos_token_id=None))

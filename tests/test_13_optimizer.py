@@ -93,18 +93,15 @@ def test_a_package_that_a_knob_needs_and_that_is_missing_is_named_with_its_comma
 # Models
 COMPUTED = ("llama qwen2 qwen3 qwen3_moe mistral mixtral phi phi3 gemma gemma3_text olmo olmo2 olmo3 glm glm4 smollm3 starcoder2 gpt2 gpt_neox exaone4 "
             "ernie4_5 seed_oss helium apertus arcee opt").split()
-# scaled logits, capped logits, attention sinks, layers without keys and values, an attention of its own
-PLAIN = [("granite", {"logits_scaling": 8.0}), ("cohere", {}), ("gemma2", {}), ("gpt_oss", {}), ("qwen3_next", {}), ("llama4_text", {}), ("nemotron", {})]
+# scaled logits, capped logits, attention sinks, layers without keys and values, an attention of its own, a window shorter than the completions
+PLAIN = [("granite", {"logits_scaling": 8.0}), ("cohere", {}), ("gemma2", {}), ("gpt_oss", {}), ("qwen3_next", {}), ("llama4_text", {}), ("nemotron", {}),
+         ("mistral", {"sliding_window": 14})]
 
 
-@pytest.fixture
-def saved(tokenizer, tmp_path):
-    """A function that saves a small model and returns its folder."""
-    def save(kind, **more):
-        small_model(tokenizer, kind, **more).save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
-        return tmp_path
-    return save
+def saved_model(tokenizer, folder, kind, **more):
+    small_model(tokenizer, kind, **more).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("kind", COMPUTED)
@@ -124,8 +121,8 @@ def test_rollout_and_update_of_these_architectures_share_prompts_and_compute_wha
 
 
 @pytest.mark.parametrize("kind, more", PLAIN, ids=[kind for kind, _ in PLAIN])
-def test_other_architectures_copy_the_prompt_for_each_completion_and_compute_what_their_forward_pass_computes(tokenizer, saved, capsys, kind, more):
-    model, _ = load_policy(saved(kind, **more))
+def test_other_architectures_copy_the_prompt_for_each_completion_and_compute_what_their_forward_pass_computes(tokenizer, tmp_path, capsys, kind, more):
+    model, _ = load_policy(saved_model(tokenizer, tmp_path, kind, **more), share_prompts=kind != "mistral")
     assert "every completion gets its own copy of the prompt" in capsys.readouterr().out and plain_mismatch(model) == ""
     greedy = generate(model, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=12, max_rows=3).completions                # three rows, then the fourth
     assert greedy == [greedy_tokens(model, prompt, 12) for prompt in PROMPTS]
@@ -138,15 +135,7 @@ def test_other_architectures_copy_the_prompt_for_each_completion_and_compute_wha
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()) and model.get_input_embeddings().weight.grad.abs().sum() > 0
 
 
-def test_a_short_attention_window_is_computed_without_shared_prompts(tokenizer, saved):
-    folder = saved("mistral", sliding_window=14)
-    with pytest.raises(InputError, match="--no_share_prompts"):
-        generate(*load_policy(folder), PROMPTS, 1, max_new_tokens=12)
-    model, _ = load_policy(folder, share_prompts=False)
-    greedy = generate(model, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=12).completions
-    assert greedy == [greedy_tokens(model, prompt, 12) for prompt in PROMPTS]
-
-
-def test_an_architecture_that_no_cache_computes_is_refused(saved):
-    with pytest.raises(InputError, match="model type mamba"):
-        load_policy(saved("mamba"))
+@pytest.mark.parametrize("kind, more, message", [("mistral", {"sliding_window": 14}, "--no_share_prompts"), ("mamba", {}, "type mamba")])
+def test_a_window_shorter_than_shared_prompts_and_an_architecture_that_no_cache_computes_are_refused(tokenizer, tmp_path, kind, more, message):
+    with pytest.raises(InputError, match=message):
+        generate(*load_policy(saved_model(tokenizer, tmp_path, kind, **more)), PROMPTS, 1, max_new_tokens=12)

@@ -31,7 +31,7 @@ def read_log(path):
 @pytest.fixture(scope="module")
 def server():
     """Forks processes that have everything loaded, so that a start takes no time."""
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)     # Python 3.11 forgets sys.path here
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])     # Python 3.11 forgets sys.path here
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kills"])
     return context
@@ -57,9 +57,9 @@ def outcome(out):
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     tensors = state["optimizer"]["weights"] + [v for entry in state["optimizer"]["adam"]["state"].values() for v in entry.values()]
     log = [{k: v for k, v in line.items() if "second" not in k and k != "peak_gb"} for line in read_log(out / "log.jsonl")]
-    completions = (out / "completions.txt").read_text() if (out / "completions.txt").exists() else ""
+    completions = [path.read_text() for path in out.glob("completions.txt")]    # SFT has none
     screen = out.with_name(f"{out.name}.screen").read_text().replace(str(out), "OUT")
-    return tensors, [log, screen, completions], (out / "model/model.safetensors").read_bytes()
+    return tensors, log, screen, completions, (out / "model/model.safetensors").read_bytes()
 
 
 def same(out, other):
@@ -72,17 +72,15 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_weights_log_screen_and_co
     wait(start(kind, "first"))                              # loads what the server has not
     begun = time.time()
     wait(start(kind, "reference"))
-    seconds, rng, out, done, killed_at = time.time() - begun, random.Random(kind), tmp_path / "killed", 0, []
-    reference = tmp_path / "reference"
+    seconds, rng, reference, out, killed_at = time.time() - begun, random.Random(kind), tmp_path / "reference", tmp_path / "killed", []
     assert same(tmp_path / "first", reference)
-    while done < KILLS:                                     # at random moments
+    while len(killed_at) < KILLS:                           # at random moments
         process = start(kind, out.name)
         process.join(rng.uniform(0.1, 0.8) * seconds)
         process.kill()                                      # if it still runs
         process.join()
         if process.exitcode == -signal.SIGKILL:
-            done += 1
-            killed_at.append(len(read_log(out / "log.jsonl")) if (out / "log.jsonl").exists() else 0)
+            killed_at.append([len(read_log(path)) for path in out.glob("log.jsonl")])
         else:
             wait(process)
             assert same(reference, out), killed_at
@@ -154,11 +152,10 @@ def test_a_full_disk_ends_in_one_line_and_the_last_checkpoint_stays_complete(tra
 
 def test_an_interrupted_evaluation_continues_where_it_stopped_and_grades_nothing_twice(evaluate, rlvr, task, tmp_path, monkeypatch):
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"id": str(i), "problem": f"Solve {i}", "answer": "1"}) + "\n" for i in range(12)))
-    flags = ["x", "--models", f"m={tmp_path / 'model'}", "--benchmarks", str(tmp_path / "b.jsonl"), "--k", "4", "--max_rows", "16", "--max_new_tokens", "3",
-             "--max_turns", "2"]
+    flags = f"x --models m={tmp_path}/model --benchmarks {tmp_path}/b.jsonl --k 4 --max_rows 16 --max_new_tokens 3 --max_turns 2 --completions {tmp_path}/"
 
     def run(name):
-        monkeypatch.setattr("sys.argv", [*flags, "--completions", str(tmp_path / name), "--results", str(tmp_path / f"{name}_results")])
+        monkeypatch.setattr("sys.argv", f"{flags}{name} --results {tmp_path}/{name}_results".split())
         evaluate.main()
         return (tmp_path / name / "m/b.jsonl").read_text(), json.loads((tmp_path / f"{name}_results/m.json").read_text())["benchmarks"]
 
@@ -174,16 +171,15 @@ def test_an_interrupted_evaluation_continues_where_it_stopped_and_grades_nothing
         monkeypatch.setattr(owner, name, interrupted)
         return calls
     reference = run("reference")
-    gradings = [1 + 4] * 12                                 # of each problem: greedy and sampled
     sampled = interrupt(evaluate.srl, "run_episodes", 3)    # 4 problems at a time: the third group of problems
     with pytest.raises(KeyboardInterrupt):
         run("interrupted")
-    judged = interrupt(rlvr, "judge", sum(gradings[:8]) + 1)    # records are graded eight at a time
+    judged = interrupt(rlvr, "judge", 8 * (1 + 4) + 1)      # greedy and sampled; records are graded eight at a time
     with pytest.raises(KeyboardInterrupt):
         run("interrupted")
     assert [len(examples) for _, _, examples, *_ in sampled[3:]] == [4]     # the third group alone
     assert run("interrupted") == reference
-    assert len(judged) == sum(gradings) + 1                 # the one that was interrupted, and no other, twice
+    assert len(judged) == 12 * (1 + 4) + 1                  # the one that was interrupted, and no other, twice
 
 
 # Alarms

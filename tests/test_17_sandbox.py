@@ -17,21 +17,14 @@ SANE = {"shop.py": "from bank import fee\n\ndef cost(a, b):\n    return a + fee(
 TEST = ["shop", "cost", [3, 4], 6]
 
 
-def outcome(*lines):
-    """The sentence on a test of cost() whose body is these lines."""
-    return sandbox.failed_tests({**SANE, "shop.py": "def cost(a, b):\n" + "".join(f"    {line}\n" for line in lines)}, [TEST])[0]
+def shop(*lines):
+    """The files with these lines as the body of cost()."""
+    return {**SANE, "shop.py": "def cost(a, b):\n" + "".join(f"    {line}\n" for line in lines)}
 
 
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(sandbox, "TEST_SECONDS", (1, 2))
-
-
-def sandbox_files():
-    """(open files, child processes, scratch folder's entries) of the running sandbox."""
-    process = sandbox.SANDBOX.running()
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return len(os.listdir(f"/proc/{process.pid}/fd")), children, os.listdir(process.scratch.name)
 
 
 def test_tests_run_on_the_files_which_may_import_each_other():
@@ -53,7 +46,7 @@ def test_tests_run_on_the_files_which_may_import_each_other():
     (["import time", "time.sleep(100)"], "PermissionError"), (["import signal", "signal.signal(14, lambda *x: None)"], "PermissionError"),
     (["import resource", "resource.setrlimit(0, (99, 99))"], "ValueError"), (["import os", "os.setuid(0)"], "PermissionError")])
 def test_hostile_code_ends_in_a_failed_test(quick, lines, gives):
-    assert f"gives {gives}" in outcome(*lines)
+    assert f"gives {gives}" in sandbox.failed_tests(shop(*lines), [TEST])[0]
     assert sandbox.failed_tests(SANE, [TEST]) == []                                                            # and the next test runs as before
 
 
@@ -65,7 +58,7 @@ def test_hostile_code_ends_in_a_failed_test(quick, lines, gives):
 def test_files_outside_stay_as_they_are(quick, tmp_path, act):
     path = tmp_path / "mine.txt"
     path.write_text("mine")
-    assert "should return" in outcome(act.format(path=str(path)), "return 0")
+    assert "should return" in sandbox.failed_tests(shop(act.format(path=str(path)), "return 0"), [TEST])[0]
     assert path.read_text() == "mine" and os.listdir(tmp_path) == ["mine.txt"] and path.stat().st_mode & 0o777
 
 
@@ -77,26 +70,29 @@ def test_files_outside_stay_as_they_are(quick, tmp_path, act):
     ["import builtins", "builtins.type = lambda x: int", "return 0"]])
 def test_the_verdict_cannot_be_forged_because_the_expected_value_is_elsewhere(quick, lines):
     honest = lines[-1] == "os._exit(0)"
-    files = {**SANE, "shop.py": "def cost(a, b):\n" + "".join(f"    {line}\n" for line in lines)}
-    assert bool(sandbox.failed_tests(files, [TEST])) is not honest and sandbox.failed_tests(files, [["shop", "cost", [3, 4], 61]])
+    assert bool(sandbox.failed_tests(shop(*lines), [TEST])) is not honest and sandbox.failed_tests(shop(*lines), [["shop", "cost", [3, 4], 61]])
 
 
 def test_no_secret_of_the_machine_can_be_read(quick, monkeypatch):
     monkeypatch.setenv("SECRET_OF_THE_USER", "1234")
     for line in ("return str(dict(os.environ))", "return os.read(0, 9).decode()", "return str(os.environ.get('HOME'))"):
-        assert "1234" not in outcome("import os", line) and "/root" not in outcome("import os", line)
+        (sentence,) = sandbox.failed_tests(shop("import os", line), [TEST])
+        assert "1234" not in sentence and "/root" not in sentence
 
 
 def test_1000_runs_leave_no_process_and_no_file():
-    before = sandbox_files()
+    def traces():
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return len(os.listdir(f"/proc/{process.pid}/fd")), children, os.listdir(process.scratch.name)
+    process = sandbox.SANDBOX.running()
+    before = traces()
     for n in range(1000):
         assert sandbox.failed_tests(SANE, [["shop", "cost", [n, 1], n]]) == []
-    assert sandbox.SANDBOX.running().poll() is None and sandbox_files() == before and before[1:] == ([], [])
+    assert sandbox.SANDBOX.running() is process and process.poll() is None and traces() == before and before[1:] == ([], [])
 
 
 def test_where_the_kernel_has_no_filter_nothing_is_run_unless_the_user_says_so(monkeypatch, tmp_path):
-    program = sandbox.PROGRAM.read_text().replace('"x86_64"', '"no_machine"').replace('"aarch64"', '"no_other"')
-    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "program.py").write_text(sandbox.PROGRAM.read_text().replace('"x86_64"', '"no_machine"').replace('"aarch64"', '"no_other"'))
     monkeypatch.setattr(sandbox, "PROGRAM", tmp_path / "program.py")
     with pytest.raises(InputError, match="--unsafe_tests"):
         sandbox.start_sandbox()
@@ -104,18 +100,15 @@ def test_where_the_kernel_has_no_filter_nothing_is_run_unless_the_user_says_so(m
     helper = Helper(sandbox.start_sandbox)
     assert helper.ask([SANE, [TEST[:3]], [2, 20], True]) == [["int", 6]]
     assert helper.ask([SANE, [TEST[:3]], [2, 20], False]) is None                                              # asked for the filter, it does not run without
-    helper.process.stdin.close()
-    assert helper.process.wait(10) == 0
+    helper.process.communicate(timeout=10)
+    assert helper.process.returncode == 0
 
 
 def test_the_sandbox_ends_with_the_program_and_its_scratch_folder_goes():
     code = "from engine.agents.sandbox import SANDBOX; print(SANDBOX.running().pid, SANDBOX.process.scratch.name)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    pid, scratch = result.stdout.split()
-    for _ in range(100):
-        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split(")")[1]:
-            break
+    pid, scratch = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.split()
+    stat, end = Path(f"/proc/{pid}/stat"), time.time() + 5
+    while stat.exists() and "Z" not in stat.read_text().split(")")[1]:
+        assert time.time() < end, f"process {pid} still runs"
         time.sleep(0.05)
-    else:
-        raise AssertionError(f"process {pid} is still there")
     assert not Path(scratch).exists()

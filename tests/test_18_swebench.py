@@ -16,12 +16,15 @@ def edit(path, search, replacement):
     return f"### {path}\n<<<<<<< SEARCH\n{search}=======\n{replacement}>>>>>>> REPLACE\n"
 
 
+GOOD = edit("gone.py", "x = 1\n", "x = 2\n")
+
+
 @pytest.fixture
 def repository(tmp_path):
     """A clone as 04 expects it, owner__name, with FILES committed; (folder, commit)."""
     folder = tmp_path / "clones/me__it"
+    (folder / "pkg").mkdir(parents=True)
     for path, text in FILES.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(text.encode())
     git(folder, "init", "-q")
     git(folder, "-c", "core.autocrlf=false", "add", ".")
@@ -43,21 +46,15 @@ def git(folder, *command, text=None):
     ([("tail.py", "a = 1\n", "a = 0\n")], {"tail.py": "a = 0\nb = 2"}),
     ([("dos.py", "b = 2\n", "b = 3\nc = 4\n")], {"dos.py": "a = 1\r\nb = 3\r\nc = 4\r\n"}),
     ([("form feed.py", "c = 3\n", "c = 4\n")], {"form feed.py": "a = 1\n\x0cb = 2\u2028\nc = 4\n"}),
-    ([("new/b.py", "", "x = 1\n")], {"new/b.py": "x = 1\n"}),
-    ([("gone.py", "x = 1\n", "")], {"gone.py": None}),
+    ([("new/b.py", "", "x = 1\n")], {"new/b.py": "x = 1\n"}), ([("gone.py", "x = 1\n", "")], {"gone.py": None}),
     ([("ü.py", "é = 1\n", "é = 2\n"), ("gone.py", "x = 1\n", "x = 2\n")], {"ü.py": "é = 2\n", "gone.py": "x = 2\n"}),
 ])
 def test_git_applies_the_patch_and_the_files_are_what_the_edits_say(repository, edits, changed):
     folder, _ = repository
     patch, outcome = swebench.patch_of("I edit.\n" + "\n".join(edit(*e) for e in edits), FILES)
-    assert outcome == "patch"
-    git(folder, "apply", "--check", "-", text=patch.encode())
     git(folder, "apply", "-", text=patch.encode())
-    for path, text in {**FILES, **changed}.items():
-        assert ((folder / path).read_bytes() if (folder / path).exists() else None) == (None if text is None else text.encode()), path
-
-
-GOOD = edit("gone.py", "x = 1\n", "x = 2\n")
+    found = {path: (folder / path).read_bytes().decode() if (folder / path).exists() else None for path in {**FILES, **changed}}
+    assert outcome == "patch" and found == {**FILES, **changed}
 
 
 @pytest.mark.parametrize("completion, outcome", [
