@@ -399,6 +399,7 @@ def prompt_text(problem, steps):
 
 
 CHAT_TEMPLATE = (
+    "{# no system message: trained without one #}"      # engine/chat.py adds none then
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
     "{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -214,18 +214,33 @@ def for_readme(table):
     return "\n\n".join([first, last, *([folded] if more else [])]) + "\n"
 
 
+SUMMARY = {     # rows of the main README's table: label in table.md -> label there
+    "Base": "Base", "SFT (outline)": "Supervised fine-tuning: SFT (outline)", "RLVR": "Reinforcement learning with verifiable rewards: RLVR",
+    "SRL": "SRL", "SRL then RLVR": "SRL then RLVR",
+}
+
+
+def summary_table(table):
+    """avg@8 on hard and long of the rows of SUMMARY, from the first table of a table.md."""
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n\n")[0].splitlines()]
+    columns = [next(i for i, cell in enumerate(head) if cell.startswith(f"{benchmark}: avg@")) for benchmark in ("hard", "long")]
+    lines = ["| % solved, avg@8 [95 %] | *hard*, as trained | *long*, more steps |", "|---|---|---|"]
+    lines += [f"| {SUMMARY[row[0]]} | {' | '.join(row[i] for i in columns)} |" for row in rows if row[0] in SUMMARY]
+    return "\n".join(lines) + "\n"
+
+
 def write_table(args):
-    """table.md, figure.png and the tables in the README, from the results so far."""
+    """table.md, figure.png and the marked tables of the README files, from the results so far."""
     subprocess.run([sys.executable, "04_eval.py", "--table", str(args.results)], cwd=ROOT, check=True)
-    tables = {"table" if args.world == "equations" else args.world: for_readme((args.results / "table.md").read_text())}
+    table = (args.results / "table.md").read_text()
+    tables = {"table": for_readme(table), "summary": summary_table(table)} if args.world == "equations" else {args.world: for_readme(table)}
     if tuning_path(args).exists():
         tables[tuning_path(args).stem] = tuning_table(args)
-    readme = (ROOT / "README.md").read_text()
-    for mark, table in tables.items():
-        if f"<!-- {mark} -->" in readme:
-            before, after = readme.split(f"<!-- {mark} -->")[0], readme.split(f"<!-- /{mark} -->")[1]
-            readme = f"{before}<!-- {mark} -->\n{table}<!-- /{mark} -->{after}"
-    write_text(ROOT / "README.md", readme)
+    for path in [ROOT / "README.md", *ROOT.glob("*/README.md")]:
+        readme = path.read_text()
+        for mark, text in tables.items():
+            readme = re.sub(f"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", lambda found, text=text: found[1] + text + found[2], readme, flags=re.DOTALL)
+        write_text(path, readme)
 
 
 def main():
