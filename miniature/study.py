@@ -214,19 +214,15 @@ def for_readme(table):
     return "\n\n".join([first, last, *([folded] if more else [])]) + "\n"
 
 
-SUMMARY = {     # rows of the main README's table: label in table.md -> label there
-    "Base": "Base", "SFT (outline)": "Supervised fine-tuning: SFT (outline)", "RLVR": "Reinforcement learning with verifiable rewards: RLVR",
-    "SRL": "SRL", "SRL then RLVR": "SRL then RLVR",
-}
+SUMMARY = ("Base", "SFT (outline)", "RLVR", "SRL", "SRL then RLVR")     # the rows of the main README's table
 
 
 def summary_table(table):
     """avg@8 on hard and long of the rows of SUMMARY, from the first table of a table.md."""
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n\n")[0].splitlines()]
-    columns = [next(i for i, cell in enumerate(head) if cell.startswith(f"{benchmark}: avg@")) for benchmark in ("hard", "long")]
-    lines = ["| % solved, avg@8 [95 %] | *hard*, as trained | *long*, more steps |", "|---|---|---|"]
-    lines += [f"| {SUMMARY[row[0]]} | {' | '.join(row[i] for i in columns)} |" for row in rows if row[0] in SUMMARY]
-    return "\n".join(lines) + "\n"
+    columns = [0, *(next(i for i, cell in enumerate(head) if cell.startswith(f"{benchmark}: avg@")) for benchmark in ("hard", "long"))]
+    lines = [f"| {' | '.join(row[i] for i in columns)} |" for row in [head, ["---"] * len(head), *(row for row in rows if row[0] in SUMMARY)]]
+    return "\n".join(lines).replace("| --- | --- | --- |", "|---|---|---|") + "\n"
 
 
 def write_table(args):
