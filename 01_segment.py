@@ -13,7 +13,7 @@ command: python 01_segment.py                 # the miniature's 1,260 problems, 
 """
 import random
 import re
-from collections import Counter, namedtuple
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,8 +23,8 @@ from typing import Literal
 from engine.agents.trajectories import read_trajectories, turns_of
 from engine.files import InputError, run_main, shorten, write_jsonl
 from engine.flags import parse_flags
-from engine.problems import COLUMNS, last_boxed, read_problems
-from engine.rewriter import ask_endpoint, ask_local, ask_once
+from engine.problems import COLUMNS, check_answers, find_titles, last_boxed, mask, problem_ids, read_problems
+from engine.rewriter import ask_endpoint, ask_local, rewrite_solutions
 
 HERE = Path(__file__).parent
 
@@ -42,7 +42,7 @@ class Config:
     # examples
     targets: Literal["all", "literal"] = "all"      # steps 1..N, or the paper's 1..N-1 (literal)
     title_hint: bool = False                # name the next step's title in the prompt (the paper's footnote)
-    num_val: int | None = None              # problems held out (default and paper: 60; trajectories: 30)
+    num_val: int | None = None              # problems held out (paper: 60; trajectories: 30; at most a tenth)
     seed: int = 0                           # of the split
     rewrite: str | None = None              # model (folder or hub name) that rewrites solutions without steps
     rewrite_url: str | None = None          # its OpenAI-compatible server, e.g. http://localhost:8000/v1
@@ -63,28 +63,23 @@ STEP_START = re.compile(r"""^[ ]{0,3} (?:
     | (?i:step)[^\S\n]+(\d{1,3})                                            # Step 1: text, Step 1 (Title):
         (?: [^\S\n]*(?:\([^()\n]+\)[^\S\n]*)?[.:](?!\d) | [^\S\n]+[-–—][^\S\n] | [^\S\n]*$ )
     )""", re.MULTILINE | re.VERBOSE)
-# No step begins in fenced code or in a formula
-BLOCK = re.compile(r"""^[ \t]*(```|~~~)[^\n`]*\n.*?^[ \t]*\1
-    | \$\$ (?:(?!\n\s*\n).)*? \$\$          # without an empty line: an unpaired $$ ends there
-    | (?<!\\)\\\[ (?:(?!\\\[).)*? \\\]
-    | (?<!\\)\\\( (?:(?!\\\(|\n\s*\n).)*? \\\)
-    | \\begin\{([a-z]+\*?)\} (?:(?!\\begin\{\2\}).)*? \\end\{\2\}""", re.MULTILINE | re.VERBOSE | re.DOTALL)
-LIST_ITEM = re.compile(r"^( *)(?:[-*+]|\d{1,3}[.)])[ \t]", re.MULTILINE)
-Title = namedtuple("Title", "offset indent form number")    # form: what precedes the number, "**"
+PLAIN_START = re.compile(r"^ {0,3}\(?(\d{1,3})[.)][^\S\n]+(?=\S)", re.MULTILINE)     # 1. text, at the top
+# The heading of a part, whose steps are numbered from 1 again: ### Part (b), **Minimum:**, (b) text
+PART = re.compile(r"^ {0,3}(\#{1,6}|\*\*(?=[^\n]*\*\*\W*$)|part\b|(?=\(?[a-z]\)))[^\n]*", re.M | re.I)
+ANOTHER_SOLUTION = re.compile(r"\b(?:solution|method|approach|proof)\W*[2-9b]\b|alternative|another", re.I)
+# What a list before the steps may hold: 1. **Condition 1:**, or a list below "the following conditions:"
+GIVEN = r"(?:(?:the|all|given|first|second) )*(?:condition|given|constraint|requirement|clue|assumption)s?"
+CONDITION = re.compile(rf"[\W_]*(?:step )?\d+[\W_]*{GIVEN}\b", re.IGNORECASE)
+CONDITIONS = re.compile(rf"(?:^[#*_ ]*|\bfollowing ){GIVEN}[:*_\s]*\Z", re.IGNORECASE | re.MULTILINE)
 
 
-def numbered_titles(solution):
-    """The numbered titles outside code and formulas; none where the first one is an item of a nested list."""
-    text = BLOCK.sub(lambda block: "x" * len(block[0]), solution)           # offsets stay the same
-    titles = []
-    for match in STEP_START.finditer(text):
-        prefix = solution[match.start():match.start(match.lastindex)]
-        indent = len(prefix) - len(prefix.lstrip(" "))
-        titles.append(Title(match.start(), indent, prefix.strip().lower(), int(match[match.lastindex])))
-    margin = min((title.indent for title in titles), default=0)
-    titles = [title for title in titles if title.indent <= margin + 1]      # " 9." and "10." may be aligned
-    items = LIST_ITEM.finditer(text, 0, titles[0].offset) if titles else ()
-    return [] if any(len(item[1]) < margin for item in items) else titles
+def plain_titles(solution):
+    """The numbers of a solution that begins with 1. text, each with a text of two words or more."""
+    titles = find_titles(solution, PLAIN_START)
+    ends = [*(title.offset for title in titles), len(solution)]
+    short = any(len(solution[begin:end].split()) < 3 for begin, end in pairwise(ends))
+    alone = re.fullmatch(r"[#*\s]*(?:solution|(?:part\s*)?\(?\w\)?)?[:*\s]*", solution[:ends[0]], re.I)
+    return titles if alone and not short else []
 
 
 def outermost_form(by_form):
@@ -96,30 +91,55 @@ def outermost_form(by_form):
     return outermost if "#" in outermost or "step" in outermost or not later else later[0]
 
 
-def step_starts(solution):
-    """Offsets where the steps of a solution begin. Raises ValueError where they are not numbered 1..N, N > 1.
-
-    Steps may hold numbered titles of another form (### Step 3 with 1. **Case one**): the outermost counts.
-    A list of the same form that restarts at 1 may be part (b) or a list of cases: it is refused.
-    """
-    titles, by_form = numbered_titles(solution), {}
+def outermost_titles(solution):
+    """The titles that may begin steps: of the outermost form, or of all forms where they are one list."""
+    titles, by_form = find_titles(solution, STEP_START), {}
+    titles = titles if len(titles) > 1 else plain_titles(solution) or titles
     if not titles:
         raise ValueError("no numbered steps with a title")
     for title in titles:
         by_form.setdefault(title.form, []).append(title)
     outer = by_form[outermost_form(by_form)]
     inner = [title.number for title in titles if title.form != outer[0].form]
+    one_list = all(title.number == k for k, title in enumerate(titles, 1))   # as in 1. **A**, then **2. B**
+    outer_counts = outer[0].number == 1 and inner and (inner[0] == 1 or max(inner) <= len(outer))
+    return outer if outer_counts and not one_list else titles
+
+
+def part_starts(solution, lists):
+    """Where lists of titles begin, from the second on at the heading of a part, else they may be cases."""
+    text, begin, headings = mask(solution), 0, []
+    for titles in lists:                        # the last heading of each form before a list
+        headings.append({part[1].lower(): part for part in PART.finditer(text, begin, titles[0].offset)})
+        begin = text.find("\n", titles[-1].offset)
+    forms = sorted(set.intersection(*map(set, headings)), key=lambda form: form.count("#") or 7)
+    parts = [heading[forms[0]] for heading in headings[1:]] if forms else []
+    if len(parts) < len(lists) - 1 or any(ANOTHER_SOLUTION.search(part[0]) for part in parts):
+        raise ValueError("numbering restarts")
+    return [lists[0][0].offset, *(part.start() for part in parts)]
+
+
+def step_starts(solution):
+    """Offsets where the steps of a solution begin. Raises ValueError where they are not numbered 1..N, N > 1.
+
+    Steps may hold numbered titles of another form (### Step 3 with 1. **Case one**): the outermost counts.
+    Each part of a solution may count from 1 again. A list of the problem's conditions is none of steps.
+    """
+    titles = outermost_titles(solution)
     numbers = [title.number for title in titles]
-    one_list = numbers == list(range(1, len(numbers) + 1))                  # as in 1. **A**, then **2. B**
-    if inner and not one_list and outer[0].number == 1 and (inner[0] == 1 or max(inner) <= len(outer)):
-        titles, numbers = outer, [title.number for title in outer]
-    if len(numbers) < 2:
-        raise ValueError("fewer than two steps")
-    if numbers[0] != 1:
+    if len(numbers) > 1 and numbers[0] != 1:
         raise ValueError("numbering does not begin at 1")
-    if numbers != list(range(1, len(numbers) + 1)):
+    begins = [index for index, number in enumerate(numbers) if number == 1]
+    lists = [titles[begin:end] for begin, end in pairwise([*begins, len(titles)])]
+    if any(title.number != k for titles in lists for k, title in enumerate(titles, 1)):
         raise ValueError("numbering restarts" if len(set(numbers)) < len(numbers) else "numbering skips")
-    return [title.offset for title in titles]
+    steps = [titles for titles in lists if not CONDITIONS.search(solution[:titles[0].offset].rstrip())
+             and not (len(titles) > 1 and all(CONDITION.match(solution, title.offset) for title in titles))]
+    if lists and not steps:
+        raise ValueError("a list of conditions, not of steps")
+    if sum(map(len, steps)) < 2:
+        raise ValueError("fewer than two steps")
+    return sorted([*part_starts(solution, steps), *(title.offset for run in steps for title in run[1:])])
 
 
 def split_steps(solution):
@@ -134,7 +154,7 @@ def split_steps(solution):
 
 def step_title(step):
     """The title of a step without its number and marks; "" where it has none ("**Step 1:** text")."""
-    start = STEP_START.match(step)
+    start = STEP_START.match(step) or (PART.match(step) and STEP_START.search(step))
     line = step[start.end():].split("\n", 1)[0] if start else ""
     title, has_title, _ = line.partition("**")
     if start and start[0].lstrip().startswith("#"):
@@ -157,28 +177,8 @@ def has_steps(solution):
 
 
 def rewrite(records, ask, path):
-    """Replace solutions without steps by rewritten ones that have steps and, if any, the same boxed answer.
-
-    ask: prompt -> completion, stored in the file `path`. Bare results stay: their steps would be invented.
-    """
-    ask, outcomes = ask_once(ask, path), Counter()
-    for record in records:
-        original = record["solution"]
-        if has_steps(original):
-            continue
-        if len(original.split()) < 20:
-            outcomes["too short to rewrite"] += 1
-            continue
-        rewritten = ask(record["id"], original, REWRITE % (record["problem"], original))
-        answer, boxed = ("".join((last_boxed(text) or "").split()) for text in (original, rewritten))
-        if not has_steps(rewritten):
-            outcomes["rejected, no numbered steps"] += 1
-        elif answer not in ("", boxed):
-            outcomes["rejected, another answer"] += 1
-        else:
-            outcomes["rewritten"] += 1
-            record["solution"] = rewritten
-    return outcomes
+    """Give solutions without steps rewritten ones, see rewrite_solutions of engine/rewriter.py."""
+    return rewrite_solutions(records, ask, path, REWRITE, has_steps, last_boxed)
 
 
 # 2. Examples: one per step
@@ -203,21 +203,16 @@ def step_examples(problem, steps, preamble="", targets="all", title_hint=False):
     return examples
 
 
-def segment(records, targets="all", title_hint=False):
-    """(examples, reasons): examples of all solutions, with thoughts if given (for SFT); reasons of drops."""
-    examples, reasons = [], Counter()
-    for record in records:
-        try:
-            steps = split_steps(record["solution"])
-        except ValueError as error:
-            reasons[str(error)] += 1
-            continue
-        preamble = record["solution"].removesuffix("".join(steps))
-        thoughts = [f for f in ("thoughts", "student_thoughts") if len(record.get(f) or ()) == len(steps)]
-        for example in step_examples(record["problem"], steps, preamble, targets, title_hint):
-            extra = {field: record[field][example["k"] - 1] for field in thoughts}
-            examples.append({"id": str(record["id"]), **example, "answer": str(record["answer"]), **extra})
-    return examples, reasons
+def solution_examples(record, targets="all", title_hint=False):
+    """The examples of a solution, with thoughts if given, one for each step (for SFT)."""
+    steps = split_steps(record["solution"])
+    preamble = record["solution"].removesuffix("".join(steps))
+    thoughts = [f for f in ("thoughts", "student_thoughts") if len(record.get(f) or ()) == len(steps)]
+    examples = []
+    for example in step_examples(record["problem"], steps, preamble, targets, title_hint):
+        extra = {field: record[field][example["k"] - 1] for field in thoughts}
+        examples.append({"id": str(record["id"]), **example, "answer": str(record["answer"]), **extra})
+    return examples
 
 
 def trajectory_examples(row, pairs=2, max_observation=8000):
@@ -237,34 +232,45 @@ def trajectory_examples(row, pairs=2, max_observation=8000):
     return examples
 
 
-def segment_trajectories(rows, pairs=2, max_observation=8000):
-    """(examples, reasons) of all trajectories, as `segment` for solutions."""
+def all_examples(records, make, **options):
+    """(examples, reasons): the examples that `make` makes of all records, and how often why it made none."""
     examples, reasons = [], Counter()
-    for row in rows:
+    for record in records:
         try:
-            examples += trajectory_examples(row, pairs, max_observation)
+            examples += make(record, **options)
         except ValueError as error:
             reasons[str(error)] += 1
     return examples, reasons
 
 
+def segment(records, targets="all", title_hint=False):
+    return all_examples(records, solution_examples, targets=targets, title_hint=title_hint)
+
+
+def segment_trajectories(rows, pairs=2, max_observation=8000):
+    return all_examples(rows, trajectory_examples, pairs=pairs, max_observation=max_observation)
+
+
 # 3. Split: by problem
 def split_by_problem(examples, num_val, seed):
     """(train, val): all steps of `num_val` problems, drawn with `seed`, are held out."""
-    ids = sorted({example["id"] for example in examples})
-    if not 0 < num_val < len(ids):
-        raise InputError(f"--num_val {num_val}: there are {len(ids)} problems; hold out 1 or more, not all")
-    held_out = set(random.Random(seed).sample(ids, num_val))
-    train = [example for example in examples if example["id"] not in held_out]
-    return train, [example for example in examples if example["id"] in held_out]
+    problem = problem_ids(examples)
+    count = len(problems := sorted(set(problem.values())))
+    if not 0 < num_val < count and not num_val == count - 1 == 0:           # a single problem is trained on
+        raise InputError(f"--num_val {num_val}: there are {count} problems; hold out 1 or more, not all")
+    held_out = set(random.Random(seed).sample(problems, num_val))
+    train = [example for example in examples if problem[example["id"]] not in held_out]
+    val = [example for example in examples if problem[example["id"]] in held_out]
+    return train, val or [{**e, "id": f"{e['id']}, validation"} for e in train]     # of a single problem
 
 
 # 4. Report: what to know before training
 def report(records, examples, reasons):
     """Print what was dropped and why, the number of steps, and three examples."""
-    dropped = sum(reasons.values())
+    rows, dropped, problems = len(records), sum(reasons.values()), len(set(problem_ids(records).values()))
     why = "".join(f"; {n} {reason}" for reason, n in reasons.most_common())
-    print(f"{len(records)} problems read, {len(records) - dropped} kept, {dropped} dropped{why}")
+    of = f" rows of {problems}" if problems < rows else ""
+    print(f"{rows}{of} problems read, {rows - dropped} kept, {dropped} dropped{why}")
     if unanswered := {e["id"] for e in examples if not e["answer"] and "context" not in e}:
         print(f"{len(unanswered)} of them have no answer: SRL needs none, RLVR leaves them out")
     lengths = Counter({e["id"]: e["n"] for e in examples}.values())
@@ -277,32 +283,47 @@ def report(records, examples, reasons):
         print(f"target:   {e['action']}")
 
 
+def read(cfg, source):
+    """(records, examples, reasons, notes) of the solutions or trajectories that the flags name."""
+    split = cfg.split if cfg.dataset else None
+    if cfg.trajectories:
+        records, _ = read_trajectories(source, split)
+        examples, reasons = segment_trajectories(records, cfg.context_pairs, cfg.max_observation)
+        cut_off = sum(row.get("cut_off", 0) for row in records)
+        note = f"{cut_off} calls without an end, or inside thoughts, are left out"
+        return records, examples, reasons, [note] if cut_off else []
+    columns = {field: getattr(cfg, f"{field}_column") for field in COLUMNS}
+    records = read_problems(source, split, columns, need=("problem", "solution"))
+    if cfg.rewrite:
+        ask = ask_endpoint(cfg.rewrite_url, cfg.rewrite) if cfg.rewrite_url else ask_local(cfg.rewrite)
+        outcomes = rewrite(records, ask, cfg.out / f"rewritten_{Path(cfg.rewrite).name}.jsonl")
+        print("rewriting: " + "; ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
+    from engine.grader import compare  # its process of seconds starts only where two texts differ
+    notes = check_answers(records, compare, source)
+    return records, *segment(records, cfg.targets, cfg.title_hint), notes
+
+
 def main():
     cfg = parse_flags(Config(), __doc__.split("\n")[0])
     if cfg.rewrite_url and not cfg.rewrite:
         raise InputError("--rewrite_url: name the model with --rewrite")
-    source, split = (cfg.dataset, cfg.split) if cfg.dataset else (cfg.data, None)
-    if cfg.trajectories:
-        records, _ = read_trajectories(source, split)
-        examples, reasons = segment_trajectories(records, cfg.context_pairs, cfg.max_observation)
-        fault = "no trajectory has calls, such as <function=..>, a tool call or a command in a message"
-    else:
-        columns = {field: getattr(cfg, f"{field}_column") for field in COLUMNS}
-        records = read_problems(source, split, columns, need=("problem", "solution"))
-        if cfg.rewrite:
-            ask = ask_endpoint(cfg.rewrite_url, cfg.rewrite) if cfg.rewrite_url else ask_local(cfg.rewrite)
-            outcomes = rewrite(records, ask, cfg.out / f"rewritten_{Path(cfg.rewrite).name}.jsonl")
-            print("rewriting: " + "; ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
-        examples, reasons = segment(records, cfg.targets, cfg.title_hint)
-        fault = "no solution has numbered steps such as '1. **Title** action' on lines of their own"
+    source = cfg.dataset or cfg.data
+    records, examples, reasons, notes = read(cfg, source)
     if not examples:
+        fault = ("no trajectory has calls, such as <function=..> or a command" if cfg.trajectories else
+                 "no solution has numbered steps such as '1. **Title** action' on lines of their own")
         raise InputError(f"{source}: {fault} ({dict(reasons)})")
-    num_val = (30 if cfg.trajectories else 60) if cfg.num_val is None else cfg.num_val
+    problems, usual = len(set(problem_ids(examples).values())), 30 if cfg.trajectories else 60
+    tenth = max(problems // 10, min(1, problems - 1))       # of a single problem none: it validates itself
+    num_val = cfg.num_val
+    if num_val is None and (num_val := min(usual, tenth)) < usual:
+        notes.append(f"{tenth} of {problems} problems are held out, at most a tenth; --num_val sets it")
     train, val = split_by_problem(examples, num_val, cfg.seed)
     write_jsonl(cfg.out / "train.jsonl", train)
     write_jsonl(cfg.out / "val.jsonl", val)
     report(records, examples, reasons)                      # after the files: a closed pipe costs no data
-    print(f"\n{cfg.out}: {len(train)} examples in train.jsonl, {len(val)} of {num_val} problems in val.jsonl")
+    print("\n", *(f"{note}\n" for note in notes), sep="", end="")
+    print(f"{cfg.out}: {len(train)} examples in train.jsonl, {len(val)} of {num_val} problems in val.jsonl")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from engine.alarms import alarms
-from engine.chat import encode_texts, eos_id, fill, opened_thought, prompt_text, read_prompt_file
+from engine.chat import encode_target, encode_texts, eos_id, fill, full_text, prompt_text, read_prompt_file
 from engine.distributed import gather, join_ranks, on_all_ranks
 from engine.files import InputError, read_train_and_val, run_main
 from engine.flags import parse_flags
@@ -142,24 +142,25 @@ def with_prompt_file(make_prompt, path):
 
 
 # 2. Reward
-def parse_completion(text):
+def parse_completion(text, expected=""):
     """(think, action) of a completion, or None where the format is broken.
 
-    The format: thoughts, one </think>, a step that is not empty. <think> may be missing: a template may
-    open it. <solution> tags around the step are accepted: the paper shows both. Matched on text, since
-    '</think>' and '</think>\\n' are different tokens.
+    Thoughts, one </think>, a step; more think tags only if the expected step has them. <think> may be missing
+    (a template may open it), <solution> tags around the step are accepted: the paper shows both.
     """
-    think, closing, action = text.partition("</think>")
-    think = think.strip().removeprefix("<think>")
-    action = action.strip().removeprefix("<solution>").removesuffix("</solution>").strip()
-    if not closing or not action or "think>" in think or "think>" in action:
-        return None
-    return think.strip(), action
+    think, closing, action = text.partition("</think>")             # of text: '</think>\n' is another token
+    think, action = think.strip().removeprefix("<think>"), without_tags(action)
+    more = any(action.count(tag) > expected.count(tag) for tag in ("<think>", "</think>"))
+    return None if not closing or not action or "<think>" in think or more else (think.strip(), action)
 
 
-def action_of(text):
-    """The text after the last </think>, all of it where there is none: SFT on outlines writes no thoughts."""
-    return text.rpartition("</think>")[2].strip()
+def without_tags(action):
+    return action.strip().removeprefix("<solution>").removesuffix("</solution>").strip()
+
+
+def action_of(text, expected=""):
+    """The text after the last </think> that is not of the expected action, all of it where there is none."""
+    return without_tags("</think>".join(text.split("</think>")[-1 - expected.count("</think>"):]))
 
 
 @lru_cache(maxsize=1 << 16)             # equal completions are scored once
@@ -174,7 +175,7 @@ def similarity(action, expert_action, autojunk=False):
 
 def srl_reward(completion, example, autojunk=False):
     """Similarity of the action to the expert's; -1 where the format is broken. The thoughts do not count."""
-    parsed = parse_completion(completion)
+    parsed = parse_completion(completion, example["action"])
     return -1.0 if parsed is None else similarity(parsed[1], example["action"], autojunk)
 
 
@@ -223,7 +224,7 @@ def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, c
         active, context_of = [], [n for n, size in enumerate(sizes) for _ in range(size)]
         for b, ((i, g), n) in enumerate(zip(members, context_of, strict=True)):
             b = b if temperature else n                             # greedy: one completion for all members
-            episode, text = groups[i][g], opened_thought(texts[n]) + rollout.texts[b]
+            episode, text = groups[i][g], full_text(texts[n], rollout.texts[b])
             episode.turns.append(Turn(prompts[n], rollout.completions[b], rollout.logprobs[b], text))
             episode.finished = rollout.finished[b]
             longer = extend(episode.example, text) if extend and episode.finished else None
@@ -364,10 +365,8 @@ def sft_target(example, kind):
 
 def sft_turn(policy, tokenizer, example, make_prompt, kind):
     """(prompt ids, target ids) of an example; EOS is part of the target."""
-    prompt, text = prompt_text(tokenizer, make_prompt(example)), sft_target(example, kind)
-    if opened_thought(prompt):                  # the template opened the thoughts: continue or close them
-        text = text.removeprefix("<think>") if text.startswith("<think>") else f"</think>\n{text}"
-    target = tokenizer(text, add_special_tokens=False)["input_ids"]
+    prompt = prompt_text(tokenizer, make_prompt(example))
+    target = encode_target(tokenizer, prompt, sft_target(example, kind))
     return encode_texts(tokenizer, [prompt])[0], [*target, eos_id(policy, tokenizer)]
 
 
@@ -385,7 +384,7 @@ def sft_loss(policy, turns, cfg):
 
 def sft_reward(completion, example):
     """Similarity of the step, with or without thoughts before it: for validation."""
-    return similarity(action_of(completion), example["action"])
+    return similarity(action_of(completion, example["action"]), example["action"])
 
 
 def train_sft(cfg, examples, val_examples):

@@ -18,6 +18,7 @@ from typing import Literal
 from engine.agents import sandbox
 from engine.agents.tools import TOOLS, execute
 from engine.agents.trajectories import parse_call
+from engine.chat import extend_solution
 from engine.distributed import join_ranks
 from engine.files import InputError, run_main
 from engine.flags import parse_flags
@@ -66,16 +67,17 @@ def solve_prompt(example, system=SOLVE_SYSTEM, user="{problem}"):
 def next_turn(example, completion):
     """The example with the new step added; None where the answer is boxed or there is no step."""
     action = srl.action_of(completion)
-    if not action or "\\boxed" in action:
+    if not action or "\\boxed" in action or last_boxed(action) is not None:
         return None
-    return {**example, "partial": example["partial"] + action + "\n"}
+    return {**example, "partial": extend_solution(example["partial"], action)}
 
 
 def unsolved(examples):
     """One example for each problem, without any step; of an agent's problem with its repository and tests."""
     problems, fields = {}, ("id", "problem", "answer", "system", "files", "visible", "hidden")
     for e in examples:
-        empty = {"partial": "", "context": []} if "context" in e else {"partial": ""}
+        start = e if e.get("k") == 1 else problems.get(e["id"], {})     # the text before step 1
+        empty = {"partial": start.get("partial", ""), **({"context": []} if "context" in e else {})}
         problems[e["id"]] = {**{name: e[name] for name in fields if name in e}, **empty}
     return list(problems.values())
 
@@ -88,10 +90,9 @@ def with_answers(problems):
             parse_gold(p["answer"], f"problem {p['id']}: ")
             answered.append(p)
         except InputError as error:
+            without += not str(p["answer"]).strip()                     # proofs, for instance
             if str(p["answer"]).strip():
                 print(f"left out: {error}")
-            else:
-                without += 1            # proofs, for instance
     if without:
         print(f"{without} of {len(problems)} problems have no answer and are left out")
     if not answered:

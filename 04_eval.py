@@ -1,7 +1,8 @@
 """Stage 4: did it work, and how sure are we? Greedy, avg@k and pass@k with intervals, a table and a figure.
 
 Prompt, episode and grader are those of 03: what is reported is the reward that was trained on. Completions
-are stored: the same command continues an interrupted evaluation, --regrade grades again without a model.
+are stored and used again where problem, prompt, weights and settings are the same, so the same command
+continues; --regrade grades them again without a model. A corrected answer is graded without sampling.
 
 in:      any number of models; benchmarks: names, or files with problem and answer
 out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers for each problem),
@@ -19,20 +20,23 @@ from functools import cache, partial
 from importlib import import_module, metadata
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Literal
 
-import torch
 from tqdm import tqdm
 
-from engine import tables
+from engine import stored, tables
 from engine.agents import sandbox, swebench
+from engine.chat import prompt_text
 from engine.distributed import join_ranks, num_ranks, rank
 from engine.files import InputError, run_main, write_jsonl, write_text
 from engine.flags import flag_value, parse_flags
 from engine.grader import parse_gold
 from engine.policy import load_policy
+from engine.preflight import prompt_problems
 from engine.problems import read_problems
 from engine.stored import digest, provenance, stored_or_made
+from engine.tables import mean_interval
 
 rlvr = import_module("03_rlvr_train")  # import cannot spell a file name that begins with a digit
 srl = rlvr.srl
@@ -45,11 +49,7 @@ METHODS = {     # name of a run: (label, colour), in the order of the rows; Okab
     "sft_student": ("control: SFT, own-style thoughts", "#D55E00"),
     "rejection": ("control: rejection sampling", "#000000"),
 }
-FORMATS = {     # of the second table's columns
-    "wrong": "{:.1f} %", "no answer": "{:.1f} %", "unparsable": "{:.1f} %", "truncated": "{:.1f} %",
-    "tokens a step": "{:.0f}", "tokens a response": "{:.0f}", "calls a task": "{:.1f}",
-    "invalid calls": "{:.1f} %",
-}
+GRADED = ("answer", "files", "visible", "hidden")       # fields of a problem that an attempt is graded with
 # what the paper claims, and the controls: differences between two methods
 COMPARISONS = [("srl", "base"), ("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"),
                ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"), ("srl", "rejection"), ("srl", "sft_student")]
@@ -84,6 +84,7 @@ class Config:
 
 AGENTS = Config(        # the defaults of --mode agent
     mode="agent", max_new_tokens=srl.AGENTS["max_new_tokens"], max_turns=rlvr.AGENTS["max_turns"],
+    completions=HERE / "runs/agents/eval", results=HERE / "results/latest/agents",
     benchmarks=("modules", "modules_oracle", "larger", "larger_oracle", "kinds", "kinds_oracle"))
 
 
@@ -95,34 +96,17 @@ def pass_at_k(n, c, k):
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def bootstrap_interval(per_problem, num=2000, level=0.95, seed=0):
-    """Percentile interval (low, high) of the mean. per_problem: N numbers, or S lists of N, one of each seed.
-
-    Problems are drawn with replacement, and so are seeds: the interval covers other problems and other runs.
-    """
-    runs = torch.atleast_2d(torch.tensor(per_problem, dtype=torch.float64))     # (S, N)
-    S, N = runs.shape
-    generator = torch.Generator().manual_seed(seed)
-    problems = torch.randint(N, (num, N), generator=generator)
-    seeds = torch.randint(S, (num, S), generator=generator)
-    means = runs[seeds[:, :, None], problems[:, None, :]].mean((1, 2))          # (num,)
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    return tuple(means.quantile(tails).tolist())
-
-
 def paired_difference(results, others, benchmark):
     """(mean, low, high) in points of avg@k: results minus others on the same problems, with a 95 % interval.
 
-    Runs are paired by training seed; a single run, such as the base, with every seed of the other method.
+    Only training seeds that both have. Raises InputError where there is none.
     """
-    ours, theirs = ({r["train_seed"]: r["benchmarks"][benchmark] for r in runs} for runs in (results, others))
-    if len(theirs) == 1:
-        theirs = dict.fromkeys(ours, *theirs.values())
-    pairs = [(ours[seed], theirs[seed]) for seed in sorted(set(ours) & set(theirs), key=str)]
-    pairs = pairs or [(next(iter(ours.values())), next(iter(theirs.values())))]     # no common seed
+    pairs = tables.paired_runs(results, others, benchmark)
+    if not pairs:
+        raise InputError(f"{benchmark}: no training seed that both methods have; nothing can be paired")
     rows = [[100 * (c / a["k"] - d / b["k"]) for c, d in zip(a["right"], b["right"], strict=True)]
             for a, b in pairs]
-    return fmean(sum(rows, [])), *bootstrap_interval(rows)
+    return fmean(sum(rows, [])), *mean_interval(rows, -100, 100)
 
 
 # 2. Benchmarks
@@ -144,49 +128,57 @@ def load_benchmark(source, limit=None, mode="stepwise"):
     problems = (read_problems(HUB[source], "test") if source in HUB else read_problems(source))[:limit]
     if mode == "agent":
         return rlvr.with_tests(problems, f"{source}, ")
+    if len(problems[0]) > 4 and not any(p["answer"] for p in problems):     # other columns than these four
+        found = ", ".join(name for name in problems[0] if problems[0][name] != "")
+        raise InputError(f"{source}: no answer in any problem, only {found}; name that column answer")
     for problem in problems:
         parse_gold(problem["answer"], f"{source}, problem {problem['id']}: ")
     return problems
 
 
 # 3. Attempts: sampled, graded, stored
-def sample_attempts(cfg, load, numbered):
+def sample_attempts(cfg, load, made_by, numbered):
     """Of each (number, problem) a record with the greedy attempt and k sampled ones."""
     def attempt(episode):
         return {"turns": [turn.text for turn in episode.turns],
                 "tokens": [len(turn.completion) for turn in episode.turns], "finished": episode.finished}
     if cfg.regrade:
         raise InputError(f"{cfg.completions}: no completions with these settings; run without --regrade")
-    make_prompt, extend, *_ = rlvr.MODES[cfg.mode]
-    make_prompt = srl.with_prompt_file(make_prompt, cfg.prompt_file)
     examples = [{**problem, "partial": ""} for _, problem in numbered]
     seeds = [f"{cfg.seed}, problem {number}" for number, _ in numbered]
-    policy, tokenizer = load()
-    groups = srl.run_episodes(policy, tokenizer, examples, cfg.k + 1, make_prompt, extend, cfg, seeds=seeds,
+    make_prompt, extend, *_ = rlvr.MODES[cfg.mode]
+    make_prompt = srl.with_prompt_file(make_prompt, cfg.prompt_file)
+    groups = srl.run_episodes(*load(), examples, cfg.k + 1, make_prompt, extend, cfg, seeds=seeds,
                               last_greedy=True)
-    records = []
-    for (_, problem), (*sampled, greedy) in zip(numbered, groups, strict=True):
-        kept = [name for name in ("id", "answer", "files", "visible", "hidden") if name in problem]
-        records.append({**{name: problem[name] for name in kept}, "greedy": attempt(greedy),
-                        "sampled": [attempt(episode) for episode in sampled]})
-    return records
+    return [{"id": problem["id"], "made_by": made_by, "greedy": attempt(greedy),
+             "sampled": [attempt(episode) for episode in sampled]}
+            for (_, problem), (*sampled, greedy) in zip(numbered, groups, strict=True)]
 
 
 def judge_attempts(records):
-    """Of each record (verdict of 03, invalid calls) of the greedy attempt and of the k sampled ones."""
+    """Of each record the verdicts (of 03, invalid calls) of the greedy attempt and of the k sampled ones."""
     def verdict(attempt, record):
         if "files" in record:
             return rlvr.judge_calls(attempt["turns"], record)
         return rlvr.judge(attempt["turns"][-1], record["answer"]), 0
-    return [[verdict(attempt, r) for attempt in (r["greedy"], *r["sampled"])] for r in records]
+    return [{"verdicts": [verdict(a, r) for a in (r["greedy"], *r["sampled"])]} for r in records]
+
+
+def grade_stored(path, records, again):
+    """Of each record the verdicts; those of the same attempts, answer and grader are read from `path`."""
+    files = [HERE / "03_rlvr_train.py", *HERE.glob("engine/grader*.py"), *HERE.glob("engine/agents/*.py")]
+    grader = digest(metadata.version("math-verify"), *(file.read_text() for file in sorted(files)))
+    made_of = [{"attempts": digest(r["greedy"], r["sampled"]), "answer": digest([r.get(n) for n in GRADED]),
+                "grader": grader} for r in records]
+    return stored_or_made(path, {"grader": grader}, records, made_of, judge_attempts, 8 * num_ranks(), again)
 
 
 def grade(records, graded):
     """For each problem: greedy right (0 or 1), how many of k samples are right; totals over the samples."""
-    rights = [[int(found == "right") for found, _ in verdicts] for verdicts in graded]
+    rights = [[int(found == "right") for found, _ in g["verdicts"]] for g in graded]
     outcomes, calls, tokens = Counter(), Counter(), []
-    for record, (_, *verdicts) in zip(records, graded, strict=True):
-        for attempt, (found, invalid) in zip(record["sampled"], verdicts, strict=True):
+    for record, g in zip(records, graded, strict=True):
+        for attempt, (found, invalid) in zip(record["sampled"], g["verdicts"][1:], strict=True):
             # a right box before the limit is right, as for the reward
             outcomes[found if attempt["finished"] or found == "right" else "truncated"] += 1
             tokens += attempt["tokens"]
@@ -201,8 +193,8 @@ def grade(records, graded):
 def solved_problems(problems, records, name, graded):
     """The first right attempt at each problem as an expert solution for 01, with its thoughts."""
     solved = []
-    for problem, record, verdicts in zip(problems, records, graded, strict=True):
-        attempts = zip([record["greedy"], *record["sampled"]], verdicts, strict=True)
+    for problem, record, g in zip(problems, records, graded, strict=True):
+        attempts = zip([record["greedy"], *record["sampled"]], g["verdicts"], strict=True)
         right = [a["turns"] for a, (found, _) in attempts if a["finished"] and found == "right"]
         if right:
             steps = [srl.parse_completion(turn) or ("", srl.action_of(turn)) for turn in right[0]]
@@ -212,40 +204,38 @@ def solved_problems(problems, records, name, graded):
     return solved
 
 
-def evaluate(cfg, name, folder, benchmarks, settings):
+def evaluate(cfg, name, folder, benchmarks, settings, prompts):
     """Write the results of a model, and with --solved the problems that it solved."""
     load = cache(partial(load_policy, folder, srl.Config.device, cfg.dtype, cfg.share_prompts))
-    changed = max((file.stat().st_mtime for file in Path(folder).glob("*.safetensors")), default=0)
-    key = {"model": str(folder), "changed": changed, **settings}    # other completions do not count
-    grader = [HERE / "03_rlvr_train.py", *HERE.glob("engine/grader*.py"), *HERE.glob("engine/agents/*.py")]
-    sources = [metadata.version("math-verify"), *(file.read_text() for file in sorted(grader))]
-    sample, ranks = partial(sample_attempts, cfg, load), num_ranks()
-    size = math.ceil(cfg.max_rows * ranks / cfg.k)                  # problems in a decode batch
-    solved, numbers = [], {}
+    sample = partial(sample_attempts, cfg, load, provenance(HERE))
+    size = math.ceil(cfg.max_rows * num_ranks() / cfg.k)            # problems in a decode batch
+    solved, numbers, made_by = [], {}, []
     for benchmark, problems in tqdm(benchmarks.items(), desc=name, unit="benchmark", disable=rank() > 0):
         path = cfg.completions / name / f"{benchmark}.jsonl"
-        records = stored_or_made(path, key, list(enumerate(problems)), sample, size)
-        graded = stored_or_made(path.with_suffix(".grades.jsonl"), digest(records, sources), records,
-                                judge_attempts, 8 * ranks, again=cfg.regrade)
-        numbers[benchmark] = grade(records, graded)
+        made_of = stored.made_of(folder, problems, prompts.get(benchmark), settings, rlvr.MODES[cfg.mode][1])
+        records = stored_or_made(path, {"model": str(folder), **settings}, list(enumerate(problems)), made_of,
+                                 sample, size)
+        today = [{part: problem[part] for part in GRADED if part in problem} for problem in problems]
+        records = [{**record, **part} for record, part in zip(records, today, strict=True)]
+        graded = grade_stored(path.with_suffix(".grades.jsonl"), records, cfg.regrade)
+        numbers[benchmark] = {**grade(records, graded),
+                              "problems": digest([problem["problem"] for problem in problems], today)}
         solved += solved_problems(problems, records, benchmark, graded)
+        made_by += [record["made_by"] for record in records]
     if rank() == 0:
         if cfg.solved:
             write_jsonl(cfg.solved / f"{name}.jsonl", solved)
             print(f"{cfg.solved / name}.jsonl: {len(solved)} problems solved; --data for 01_segment.py")
-        result = {"model": name, "train_seed": cfg.train_seed, "decoding": settings,
-                  "made_by": provenance(HERE), "benchmarks": numbers}
+        result = {"model": name, "train_seed": cfg.train_seed, "decoding": {**settings, "limit": cfg.limit},
+                  "made_by": stored.merged(made_by), "reported_by": provenance(HERE)["commit"],
+                  "benchmarks": numbers}
         write_text(cfg.results / f"{name}.json", json.dumps(result, indent=1) + "\n")
 
 
 # 4. Table and figure
 def read_results(folder):
-    """{method: list of results, one per seed} of a folder: NAME.json, or seed*/NAME.json."""
-    found = {}
-    for path in sorted(Path(folder).glob("*.json")) + sorted(Path(folder).glob("seed*/*.json")):
-        found.setdefault(path.stem, []).append(json.loads(path.read_text()))
-    if not found:
-        raise InputError(f"{folder}: no results (NAME.json or seed*/NAME.json); python 04_eval.py makes some")
+    """{method: list of results, one per seed} of a folder, in the order of the rows."""
+    found = stored.read_results(folder)
     return {name: found[name] for name in dict.fromkeys([*METHODS, *found]) if name in found}
 
 
@@ -253,67 +243,57 @@ def label(name):
     return METHODS.get(name, (name,))[0]
 
 
-def summary(results, benchmark):
-    """Means and intervals in percent, and mean lengths, over the seeds of one method on one benchmark."""
-    parts = [r["benchmarks"][benchmark] for r in results]
+def summary(results, benchmark, k=None):
+    """Means, intervals (percent) and lengths over one method's seeds on one benchmark. k: of pass@k."""
+    parts = tables.parts_of(results, benchmark)
     avg = [[c / p["k"] for c in p["right"]] for p in parts]
-    low, high = bootstrap_interval(avg)
-    outcomes = sum((Counter(p["verdicts"]) for p in parts), Counter())
-    numbers = {
-        "k": parts[0]["k"], "n": len(avg[0]),
+    low, high = mean_interval(avg)
+    return {
+        "k": parts[0]["k"], "n": len(avg[0]), "runs": len(parts),
         "avg": 100 * fmean(sum(avg, [])), "low": 100 * low, "high": 100 * high,
         "greedy": 100 * fmean(sum((p["greedy"] for p in parts), [])),
-        "pass": 100 * fmean(pass_at_k(p["k"], c, p["k"]) for p in parts for c in p["right"])}
-    agents = "calls" in parts[0]
-    for name in ("wrong", "no answer", *([] if agents else ["unparsable"]), "truncated"):
-        numbers[name] = 100 * outcomes[name] / outcomes.total()
-    numbers["tokens a step"] = fmean(p["tokens_per_step"] for p in parts)
-    numbers["tokens a response"] = fmean(p["tokens_per_response"] for p in parts)
-    if agents:
-        numbers["calls a task"] = fmean(p["calls"] / p["k"] / len(p["right"]) for p in parts)
-        numbers["invalid calls"] = 100 * fmean(p["invalid"] / max(p["calls"], 1) for p in parts)
-    return numbers
+        "pass": 100 * fmean(pass_at_k(p["k"], c, k or p["k"]) for p in parts for c in p["right"]),
+        **tables.verdict_means(parts), "tokens a step": fmean(p["tokens_per_step"] for p in parts),
+        "tokens a response": fmean(p["tokens_per_response"] for p in parts), **tables.call_means(parts)}
 
 
 def make_table(found):
-    """(Markdown, {method: {benchmark: summary}}, benchmarks, k) of the results of read_results."""
-    benchmarks = list(next(iter(found.values()))[0]["benchmarks"])
-    rows = {name: {b: summary(results, b) for b in benchmarks} for name, results in found.items()}
-    sizes = {name: [s["n"] for s in row.values()] for name, row in rows.items()}
-    k, *_ = (s["k"] for row in rows.values() for s in row.values())
-    seeds = [len(results) for results in found.values()]
-    parts = tables.score_tables({label(name): row for name, row in rows.items()}, seeds, k, FORMATS)
-    lines = []
-    for a, b in COMPARISONS:
-        if a in found and b in found and sizes[a] == sizes[b]:
-            differences = (paired_difference(found[a], found[b], benchmark) for benchmark in benchmarks)
-            cells = [f"{points:+.1f} [{low:+.1f}, {high:+.1f}]" for points, low, high in differences]
-            lines.append([f"{label(a)} minus {label(b)}", *cells])
-    if lines:
-        parts.append(tables.markdown([f"avg@{k}, paired difference [95 %]", *benchmarks], lines))
-    if set(benchmarks) & set(HUB):
-        parts.append((HERE / "results/paper.md").read_text().strip())
-    first = next(iter(sizes.values()))
-    each = ", ".join(f"{n} in {b}" for n, b in zip(first, benchmarks, strict=True))
-    problems = f"{first[0]} problems a benchmark" if len(set(first)) == 1 else f"Problems: {each}"
-    over = "problems and training seeds" if max(seeds) > 1 else "problems"
-    parts.append(f"{problems}. Intervals: 95 % bootstrap over {over}. Average: the mean of the columns.")
-    return "\n\n".join(parts), rows, benchmarks, k
+    """(Markdown, {method: {column: summary}}, columns, k) of the results of read_results.
+
+    k is the least of all rows: avg@k estimates the same with more samples, pass@k is estimated for this k.
+    Raises InputError where two runs of a method have the same training seed.
+    """
+    for name, results in found.items():
+        stored.check_seeds(name, results)
+    found = tables.with_columns(found)
+    parts = [item for results in found.values() for r in results for item in r["benchmarks"].items()]
+    benchmarks, k = list(dict.fromkeys(b for b, _ in parts)), min(part["k"] for _, part in parts)
+    rows = {name: {b: summary(results, b, k) for b in benchmarks if tables.parts_of(results, b)}
+            for name, results in found.items()}
+    texts = tables.score_tables({label(name): row for name, row in rows.items()}, benchmarks, k)
+    differences = {f"{label(a)} minus {label(b)}": tables.where_paired(
+        paired_difference, found[a], found[b], benchmarks) for a, b in COMPARISONS if {a, b} <= set(found)}
+    if differences:
+        texts.append(tables.difference_table(differences, benchmarks, k))
+    if {b.split(" (")[0] for b in benchmarks} & set(HUB):
+        texts.append((HERE / "results/paper.md").read_text().strip())
+    texts.append(tables.caption({label(name): results for name, results in found.items()}))
+    return "\n\n".join(texts), rows, benchmarks, k
 
 
 def make_figure(found, path):
     """avg@k with intervals, one panel a benchmark."""
     _, rows, benchmarks, k = make_table(found)
-    panels = {b: {label(name): [row[b][key] for key in ("avg", "low", "high")] for name, row in rows.items()}
-              for b in benchmarks}
+    panels = {b: {label(name): [row[b][key] for key in ("avg", "low", "high")] for name, row in rows.items()
+                  if b in row} for b in benchmarks}
     colours = {label(name): METHODS.get(name, (name, "#666666"))[1] for name in rows}
     title = "Problems solved"
     if {"srl", "rlvr"} <= set(rows):
         title = "Step rewards teach what outcome rewards cannot start"
     if {"short", "modules"} & set(benchmarks):
-        counts = {len(results) for name, results in found.items() if name != "base"} or {1}
-        seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
-        title += f"  (miniature; {seeds} training seed{'s' if max(counts) > 1 else ''}, 95 % intervals)"
+        counts = [len(results) for name, results in found.items() if name != "base"] or [1]
+        seeds = f"{tables.spread(counts)} training seed{'s' if max(counts) > 1 else ''}"
+        title += f"  (miniature; {seeds}, 95 % intervals)"
     tables.bar_panels(path, panels, colours, title, f"avg@{k}, % solved")
 
 
@@ -327,11 +307,10 @@ def show(folder):
 
 
 # 5. SWE-bench in the oracle setting: patches, which the official harness grades
-def write_patches(cfg, models):
-    instances = swebench.load_instances(cfg.swebench, cfg.repositories, cfg.limit)
+def write_patches(cfg, models, instances):
     for name, folder in models.items():
-        policy, tokenizer = load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)
-        groups = srl.run_episodes(policy, tokenizer, instances, 1, swebench.make_prompt, None, cfg, 0)
+        policy = load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)
+        groups = srl.run_episodes(*policy, instances, 1, swebench.make_prompt, None, cfg, 0)
         texts = [srl.action_of(episode.turns[-1].text) if episode.finished else None for (episode,) in groups]
         path = cfg.completions / name / "predictions.jsonl"
         swebench.write_predictions(path, name, instances, texts, cfg.swebench)
@@ -341,11 +320,33 @@ def write_patches(cfg, models):
 def named_models(cfg):
     """{name: folder} of --models; without it the base and the methods in runs/, of agents in runs/agents/."""
     if cfg.models:
-        return dict(m.split("=", 1) if "=" in m else (Path(m).name, m) for m in cfg.models)
+        named = [m.split("=", 1) if "=" in m else (Path(m).name, m) for m in cfg.models]
+        names = [name for name, _ in named]
+        if wrong := [n for n in names if names.count(n) > 1 or n in ("", ".", "..") or "/" in n]:
+            raise InputError(f"--models: {wrong[0]!r} must name one model; write NAME=FOLDER for each")
+        return dict(named)
     world = "agents" if cfg.mode == "agent" else ""
     runs = {name: HERE / "runs" / world / name / "model" for name in METHODS}
     runs["base"] = HERE / "miniature" / world / "base"
-    return {name: folder for name, folder in runs.items() if folder.is_dir()}
+    if missing := [name for name, folder in runs.items() if not folder.is_dir()]:
+        print(f"no model in {runs['srl'].parents[1]}, so no row in the table: {', '.join(missing)}")
+    return {name: folder for name, folder in runs.items() if name not in missing}
+
+
+def check_start(cfg, models, benchmarks, make_prompt):
+    """{model: {benchmark: its prompts}}. Raises InputError for what would fail after the first completion."""
+    stored.check_output(cfg.results, models, cfg.train_seed, cfg.completions, cfg.solved or cfg.results)
+    prompts, wrong = {name: {} for name in models}, []
+    for name, folder in {} if cfg.regrade else models.items():
+        policy, tokenizer = load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)
+        limits = SimpleNamespace(**{**vars(cfg), "model": folder})
+        for benchmark, problems in benchmarks.items():
+            examples = [{**problem, "partial": ""} for problem in problems]
+            wrong += prompt_problems(limits, policy, tokenizer, examples, make_prompt)
+            prompts[name][benchmark] = [prompt_text(tokenizer, make_prompt(e)) for e in examples if not wrong]
+    if wrong:
+        raise InputError("\n  ".join(dict.fromkeys(wrong)))
+    return prompts
 
 
 def main():
@@ -357,18 +358,20 @@ def main():
         return show(cfg.table)
     models = named_models(cfg)
     if cfg.swebench:
-        return write_patches(cfg, models)
+        instances = swebench.load_instances(cfg.swebench, cfg.repositories, cfg.limit)
+        check_start(cfg, models, {}, swebench.make_prompt)
+        return write_patches(cfg, models, instances)
     benchmarks = {Path(source).stem: load_benchmark(source, cfg.limit, cfg.mode) for source in cfg.benchmarks}
     if len(benchmarks) < len(cfg.benchmarks):
         raise InputError(f"--benchmarks {' '.join(cfg.benchmarks)}: two have the same name; rename one")
-    names = ("k", "temperature", "mode", "max_new_tokens", "max_turns", "limit", "seed")
+    names = ("k", "temperature", "mode", "max_new_tokens", "max_turns", "seed", "dtype")
     settings = {name: getattr(cfg, name) for name in names}
-    if cfg.dtype != Config.dtype:
-        settings["dtype"] = cfg.dtype
+    make_prompt = srl.with_prompt_file(rlvr.MODES[cfg.mode][0], cfg.prompt_file)
     if cfg.prompt_file:                     # its words, not its name
-        settings["prompt"] = srl.with_prompt_file(rlvr.MODES[cfg.mode][0], cfg.prompt_file).keywords
+        settings["prompt"] = make_prompt.keywords
+    prompts = check_start(cfg, models, benchmarks, make_prompt)
     for name, folder in models.items():
-        evaluate(cfg, name, folder, benchmarks, settings)
+        evaluate(cfg, name, folder, benchmarks, settings, prompts[name])
     if rank() == 0:
         show(cfg.results)
 

@@ -16,6 +16,7 @@ def run_main(main):
     """Run a script's main(): an InputError ends in one clear line and exit code 2, not in a traceback."""
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
         rank = os.environ.get("RANK", "0")                          # set by torchrun
         print(f"error{f' (rank {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
@@ -23,6 +24,9 @@ def run_main(main):
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:                                         # ".. | head": whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)                                               # as if SIGPIPE had ended it
 
 
 def first_line(error):
@@ -31,6 +35,30 @@ def first_line(error):
 
 
 # Reading
+class Number(float):
+    """A number of a JSON file that keeps its text: as a float, 6.02e23 is 601999999999999995805696."""
+
+    def __new__(cls, text):
+        number = super().__new__(cls, text)
+        number.text = str(text)
+        return number
+
+    def __str__(self):
+        return self.text
+
+
+def parse_json(text):
+    return json.loads(text, parse_float=Number)
+
+
+def table_rows(table):
+    """The rows of a pyarrow table. A number of 32 bits keeps its text: 0.1, not 0.10000000149011612."""
+    for index, column in enumerate(table.columns):
+        if column.type == "float":
+            table = table.set_column(index, table.field(index).name, column.cast("string").cast("float64"))
+    return table.to_pylist()
+
+
 def parse_jsonl(path):
     """(records, places) of a JSONL file: the object of each line that is not empty, and its place ("FILE,
     line 3")."""
@@ -48,7 +76,7 @@ def parse_jsonl(path):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
             why = getattr(error, "msg", error)
             raise InputError(f"{path}, line {number}: not JSON ({why}); expected one object a line") from None
@@ -107,7 +135,7 @@ def read_rows(source, split=None):
     if split:
         from datasets import load_dataset
         try:
-            rows = load_dataset(str(source), split=split).to_list()
+            rows = table_rows(load_dataset(str(source), split=split).with_format("arrow")[:])
         # the library raises dozens of types; the user has to correct all of them
         except Exception as error:
             raise InputError(f"{source}: cannot load split {split!r} from the hub ({first_line(error)}); "
@@ -115,12 +143,12 @@ def read_rows(source, split=None):
     elif Path(source).suffix == ".parquet":
         import pyarrow.parquet
         try:
-            rows = pyarrow.parquet.read_table(source).to_pylist()
+            rows = table_rows(pyarrow.parquet.read_table(source))
         except (OSError, pyarrow.ArrowInvalid) as error:
             raise InputError(f"{source}: not a parquet file that can be read ({first_line(error)})") from None
     elif Path(source).suffix == ".json":
         try:
-            rows = json.loads(Path(source).read_text(encoding="utf-8"))
+            rows = parse_json(Path(source).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             why = getattr(error, "strerror", None) or f"not JSON ({error})"
             raise InputError(f"{source}: {why}; expected a list of objects") from None

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .files import InputError
-from .problems import last_boxed
+from .problems import last_boxed, says_no_answer
 from .process import Helper, start_process
 
 PROGRAM = Path(__file__).with_name("grader_process.py")
@@ -61,4 +61,6 @@ def compare(answer, gold):
     """'right', 'wrong' or 'unparsable': an answer, without its box, against the reference."""
     if too_complex(answer):
         return "unparsable"
+    if says_no_answer(gold):                    # "proof", "unknown": no answer is right
+        return "wrong"
     return "right" if normalized(answer) == normalized(gold) else ask_grader(answer, gold)

@@ -10,49 +10,187 @@ import re
 import resource
 import signal
 import sys
+import unicodedata
 from contextlib import suppress
 
-import math_verify
+import math_verify.grader
+from sympy import Float, Number, Pow, Rational, factorial
 
-SCIENTIFIC = re.compile(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
 # the box alone: math-verify's other patterns take the last fraction out of a formula that they cannot read
 BOX_ONLY = [math_verify.LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)]
+EXACT_POWER = 100_000       # larger exponents and factorials are not computed exactly
+DIGITS = 1_000              # to which irrational numbers are compared
+
+
+# 1. Spellings that math-verify cannot read, or reads as something else
+def pattern(text):
+    """A verbose pattern, in which some words are short for others."""
+    for word, part in PARTS.items():
+        text = text.replace(word, part)
+    return re.compile(text, re.VERBOSE)
+
+
+PARTS = {
+    "TEXT": r"\\(?:mbox|(?:text|math)(?:bf|rm|it|sf|tt|up|normal|superscript)?)\s*",
+    "ORDINAL": "(?:st|nd|rd|th)",
+    "SPACE": r"(?:\\[ ,;:!]|~|\\q?quad(?![a-z])|[\s:.])",
+    "NUMBER": r"(\d+\.\d+|\d{1,3}(?:,\d{3})+|[\dA-Fa-f]{2,}|\d)",
+    "OPERATOR": r"\\(?:cup|cap|times|cdot|div|pm|wedge|vee|le|ge|ne|in|to|sub|sup|equiv|R|r|imp)[a-z]*"}
+FONT = pattern(r"""\\(?:framebox|[fh]?box|boxed|boldsymbol|pmb|bm|underline|emph)\s*(?=\{)
+    | \\(?:text)?color\s*\{\w+\} | \\(?:bf|it|bfseries)(?![A-Za-z])\s*""")
+SCIENTIFIC = pattern(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
+SUBSCRIPT = pattern("[₀-₉]+")
+TEXT_NUMBER = pattern(r"(?<![\d\s])TEXT\{\s*(\d+)\s*\}")
+REPEATING = pattern(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))(\s*\\?%)?")
+ORDINALS = pattern(r"""(?<=\d)\s*\^?\s*(?: \{\s*TEXT\{\s*ORDINAL\s*\}\s*\}
+    | (?:TEXT)?\{\s*(?:TEXT|\\rm\s*)?ORDINAL\s*\} | ORDINAL(?!\w) )""")
+CHOICE = pattern(r"""                                                       # \textbf{(C)}\ 5, or C alone
+    (?: (?:TEXT)?\{\s*\(?([A-H])\s*[).:]+\s*\}SPACE* | \(?([A-H])[).:]+(?:SPACE+|$) | ([A-H])$ )
+    (?!SPACE*(?: [+*/^_=<>,;&|!] | -\s | OPERATOR | (?:TEXT\{?\s*)?(?:\(?[A-H]\)|(?:and|or)\b) ))""")
+BASE = pattern(r"""(?<![\w.\\^}])(?: \(NUMBER\) | (?:TEXT)?\{NUMBER\} | NUMBER )\s*
+    _\s*(?: \{((?:[^{}]|\{[^{}]*\})*)\} | (TEXT\{[^{}]*\}|\d+|[a-z](?![a-z])) )""")
+IN_BASE = pattern(r"NUMBER[\s,(-]*(?:in\s)?[\s(]*base[\s-]*(\w+)[\s).]*")               # 52 in base 8
+BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+         "thirteen", "fourteen", "fifteen", "sixteen"]
+
+
+def is_group(text):
+    """Whether a text is one pair of braces and what is inside."""
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return character == "}" and position == len(text) - 1
+    return False
+
+
+def fraction_of_decimal(match):
+    r"""0.1\overline{6} as \frac{15}{90}; before a percent sign, where no fraction may be, 20 digits of it."""
+    whole, fixed, braced, single, percent = match.groups()
+    repeated = braced or single
+    if percent:
+        return f"{whole or 0}.{(fixed + repeated * 20)[:20]}{percent}"
+    numerator = int(whole + fixed + repeated) - int(whole + fixed or 0)
+    return rf"\frac{{{numerator}}}{{{'9' * len(repeated)}{'0' * len(fixed)}}}"
+
+
+def spelled(text):
+    """An answer in spellings that math-verify reads."""
+    text = SUBSCRIPT.sub(lambda match: f"_{{{unicodedata.normalize('NFKC', match[0])}}}", text)
+    text = TEXT_NUMBER.sub(r"\1", text.replace("°", "^\\circ"))
+    plain = FONT.sub("", text).strip()
+    if plain != text and is_group(plain):
+        plain = plain[1:-1]
+    text = ORDINALS.sub("", REPEATING.sub(fraction_of_decimal, plain))
+    words = re.sub(PARTS["TEXT"] + r"|[{}~$_]|\\[ ,;]", " ", text).split()
+    if found := IN_BASE.fullmatch(" ".join(words)):
+        return f"{found[1]}_{{{found[2]}}}"
+    text = re.sub(r"(?<=\d)\.(?=\s*(?:$|[/*+)-]))", "", text)                               # 5. and 1./3
+    return re.sub(r"(?<=\d)\\[,;:!](?=\d{3})", "", text)                                    # 12\,345
+
+
+def readings(text):
+    r"""(letter of a choice or None, the rest or None): \textbf{(C)}\ 5 is C and 5."""
+    text = spelled(text)
+    inside = re.sub("^" + PARTS["TEXT"], "", text)
+    for form in (text, inside[1:-1] if is_group(inside) else ""):
+        if found := CHOICE.match(form):
+            return found[1] or found[2] or found[3], form[found.end():].strip() or None
+    return None, text
+
+
+def number_in_base(keep, match):
+    r"""52_8 as 42 times a symbol for base 8, or as 52 where the other answer leaves its base out."""
+    digits = (match[1] or match[2] or match[3]).replace(",", "")
+    base = re.sub(PARTS["TEXT"] + r"|[\s{}()~\\!,;:]|base", "", match[4] or match[5])
+    base = str(BASES.index(base) + 2) if base in BASES else base
+    value = None
+    with suppress(ValueError):
+        value = int(digits, int(base))
+    has_letters = not re.fullmatch(r"[\d.]+", digits)
+    hexadecimal = digits.isupper() or base == "16" and re.search(r"\d", digits)
+    if not base.isalnum() or value is None and (has_letters or match[1]) or has_letters and not hexadecimal:
+        return match[0]                                     # a product with an index: 2a_{11}
+    return rf"{digits if value is None else value} \cdot \Upsilon_{{{base}}}" if keep else digits
 
 
 @functools.lru_cache(maxsize=4096)                              # one gold serves a whole group of completions
-def parse(text, as_scientific):
+def parse(text, as_scientific=False, with_bases=False):
     """math-verify's reading of an answer: [formula, text], [text] or []."""
     if as_scientific:
         text = SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
-    text = re.sub(r"(?<=\d)\.(?=\s*(?:$|[/*+)-]))", "", text.replace("°", "^\\circ"))      # 5. and 1./3
-    text = re.sub(r"(?<=\d)\\[,;:!](?=\d{3})", "", text)                                   # 12\,345
+    text = BASE.sub(functools.partial(number_in_base, with_bases), text)
     return math_verify.parse(f"\\boxed{{{text}}}", BOX_ONLY, parsing_timeout=None)
 
 
-def equal(gold, answer):
-    numbers = [x[0] for x in (gold, answer) if x and getattr(x[0], "is_number", False) and x[0].is_real]
-    if len(numbers) == 2:
-        expected, given = (number.evalf(12) for number in numbers)
-        if 0 < abs(expected) < 1e-3:                        # math-verify rounds to 6 decimals: 1e-10 is 0
-            return abs(given - expected) <= 5e-4 * abs(expected)
-    return math_verify.verify(gold, answer, timeout_seconds=None)
+# 2. Equality
+library_numeric_eq = math_verify.grader.sympy_numeric_eq
 
 
-def verdict(answer, gold):
-    """'right', 'wrong' or 'unparsable'; without an answer 'readable' or 'unparsable', of the gold."""
-    if answer is None:
-        return "readable" if parse(gold, False) else "unparsable"
+def numeric_eq(gold, answer, rounding, precision):
+    """math-verify's test of two formulas or parts of answers; but to it, 1e-10 is 0, and 1 + 2^-60 is 1."""
+    numbers = [x for x in (gold, answer) if getattr(x, "is_number", False)]
+    if len(numbers) == 2 and any(x.has(Float) for x in numbers):
+        expected, given = gold.evalf(12), answer.evalf(12)
+        if expected.is_real and given.is_real and 0 < abs(expected) < 1e-3:     # it rounds to 6 decimals
+            return bool(abs(given - expected) <= 5e-4 * abs(expected))
+    if not library_numeric_eq(gold, answer, rounding, precision):
+        return False
+    if any(math_verify.grader.is_atomic_or_pct_atomic(x, Number) for x in (gold, answer)):
+        return True                                         # compared exactly, or a rounded decimal
+    with suppress(ArithmeticError, AttributeError, TypeError, ValueError):
+        return not differ(gold, answer)
+    return True
+
+
+math_verify.grader.sympy_numeric_eq = numeric_eq            # sets, tuples, matrices and equations call it
+
+
+def differ(gold, answer):
+    """Whether formulas without decimals are different: exactly, or within DIGITS significant digits."""
+    difference = gold - answer
+    if difference.has(Float):
+        return False
+    symbols = sorted(difference.free_symbols, key=str)
+    difference = difference.subs({symbol: Rational(2 * i + 7, 5) for i, symbol in enumerate(symbols)})
+    sizes = [power.exp for power in difference.atoms(Pow)] + [f.args[0] for f in difference.atoms(factorial)]
+    if all(float(abs(size.evalf(2))) <= EXACT_POWER for size in sizes):
+        difference = difference.doit()
+        if difference.is_Rational:
+            return difference != 0
+    parts = difference.evalf(2, maxn=DIGITS).as_real_imag()
+    return any(part.is_Float and part != 0 and part._prec > 1 for part in parts)    # 1: no digit is certain
+
+
+def grade(answer, gold):
+    """'right', 'wrong' or 'unparsable', of an answer that is no choice."""
     ambiguous = SCIENTIFIC.search(gold) or SCIENTIFIC.search(answer)
+    # a base that one of them leaves out is the one that the problem asks for
+    with_bases = bool(BASE.search(gold) and BASE.search(answer))
     has_formula = False
     for as_scientific in (False, True) if ambiguous else (False,):  # 1e-5 or e - 5: one right reading will do
-        expected, given = parse(gold, as_scientific), parse(answer, as_scientific)
+        expected, given = (parse(text, as_scientific, with_bases) for text in (gold, answer))
         has_formula = has_formula or any(not isinstance(x, str) for x in given)
         with suppress(ArithmeticError, TypeError, ValueError):      # what sympy raises for zoo and nan
-            if equal(expected, given):
+            if math_verify.verify(expected, given, timeout_seconds=None):
                 return "right"
     return "wrong" if has_formula else "unparsable"
 
 
+def verdict(answer, gold):
+    """'right', 'wrong' or 'unparsable'; without an answer 'readable' or 'unparsable', of the gold."""
+    gold_letter, gold_value = readings(gold)
+    if answer is None:
+        return "readable" if parse(gold_value or gold_letter) else "unparsable"
+    letter, value = readings(answer)
+    if letter and gold_letter and letter != gold_letter:
+        return "wrong"
+    if letter and gold_letter and not (value and gold_value):
+        return "right"
+    return grade(value or letter, gold_value or gold_letter)
+
+
+# 3. The program
 if __name__ == "__main__":
     with suppress(ValueError, OSError):                     # not on every system
         resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))      # bytes: a huge power fails in time

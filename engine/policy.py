@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from .attention import register_attention
+from .chat import load_tokenizer
 from .distributed import rank
 from .files import InputError, atomic_write, first_line
 from .kv_cache import SharedPromptCache
@@ -28,10 +29,10 @@ def explain_load_errors(name):
 
 def load_architecture(name):
     """(model without weights, tokenizer): takes no time and no memory."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
     with explain_load_errors(name), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name))
-        return model, AutoTokenizer.from_pretrained(name)
+        return model, load_tokenizer(name)
 
 
 def load_policy(name, device="cpu", dtype="float32", share_prompts=True):
@@ -41,12 +42,12 @@ def load_policy(name, device="cpu", dtype="float32", share_prompts=True):
     share_prompts: compute each prompt once for its group, unless that would not give the scores of the
     model's own forward pass.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
     register_attention()
     disable_progress_bar()
     with explain_load_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = load_tokenizer(name)
         policy, report = AutoModelForCausalLM.from_pretrained(
             name, dtype=getattr(torch, dtype), attn_implementation="grouped_query", output_loading_info=True)
         if missing := report["missing_keys"]:

@@ -1,13 +1,22 @@
-r"""Problems: without this file no script reads problems, or the answer in the last \boxed{} of a text."""
+r"""Problems: without this file no script reads problems, the answer in the last \boxed{} of a text, or the
+numbered titles of a solution."""
+import ast
+import math
 import re
+import time
+import unicodedata
+from collections import namedtuple
+from contextlib import suppress
+from difflib import get_close_matches
 
-from .files import InputError, read_rows
+from .files import InputError, Number, parse_json, read_rows
 
 # names of each column in public data sets; the first that a row has
 COLUMNS = {"id": ("id", "unique_id", "idx"), "problem": ("problem", "question"),
            "solution": ("solution",), "answer": ("answer",)}
 # a box with braces or of a bare number, an escaped character (an escaped brace is no brace), a brace
-BOX = re.compile(r"\\+boxed(?:\s*\{|\s+(-?\d(?:[\d.,/]*\d)?)\b(?![\^_{\\]))|\\.|[{}]", re.DOTALL)
+BOX = re.compile(r"""\\+(?:boxed|fbox|framebox)(?: \s*\{ | \s+(-?\d(?:[\d.,/]*\d)?)\b(?![\^_{\\]) )
+    | \\. | [{}]""", re.DOTALL | re.VERBOSE)
 
 
 def last_boxed(text):
@@ -23,16 +32,168 @@ def last_boxed(text):
     return content
 
 
+# 1. Values that say "none"
+NULL = re.compile(r"\W*(?:none|null|nil|nan|[-+]?inf)\W*", re.IGNORECASE)
+# what public data have where there is no answer: proof, notfound, N/A, unknown, "-"
+NO_ANSWER = re.compile(r"""(?:answer|solution|result)?[\s:]*(?:is\s)?(?:not|un)[\s_-]*(?:yet\s)?
+        (?:found|available|applicable|provided|given|known|specified|stated|answered)
+    | no[\s_-]*(?:final[\s_-]*|reference[\s_-]*)?answer(?:\s(?:is\s)?(?:found|given|available|provided))?
+    | (?:see\s)?(?:the\s)?(?:proof|solution)(?:[\s_-]\w+){0,2} | proved | proven | q\.?e\.?d
+    | n\s?[./]\s?a | tbd | todo | missing | omitted | (?-i:NA) | [-–—−_?/\s]+
+    """, re.IGNORECASE | re.VERBOSE)
+WRAPPING = re.compile(r"\\(?:(?:text|math)(?:bf|rm|it)?|boxed|fbox|mbox)\s*(?=\{)|(?<!\\)[{}$\"'`*#]")
+
+
+def is_missing(value):
+    """Whether a value is none: null, NaN, infinity, a list of such, or text that says so ("None")."""
+    if isinstance(value, str):
+        visible = any(c.isprintable() and not c.isspace() for c in value)
+        return not visible or bool(NULL.fullmatch(value))
+    if isinstance(value, float) and not isinstance(value, Number):
+        return not math.isfinite(value)
+    parts = value.values() if isinstance(value, dict) else value
+    return value is None or isinstance(value, (list, tuple, dict)) and all(map(is_missing, parts))
+
+
+def says_no_answer(text):
+    r"""Whether a text holds words for "no answer", or nothing: proof, \text{N/A}, \boxed{}."""
+    words = WRAPPING.sub("", unicodedata.normalize("NFKC", text)).strip(" \t\n.:!()[]<>")
+    return text.strip() not in ("<", ">") and (is_missing(words) or bool(NO_ANSWER.fullmatch(words)))
+
+
+# 2. Values that are no text
+NESTED = ("value", "answer", "final_answer", "ground_truth", "text", "content")     # {"value": "29"}
+# the text of a list or an object, "['2', '3']"; not [2, 3], which is an interval
+LITERAL = re.compile(r"""\s*(?:\[[\s\[]*["'{].*\]|\{\s*["'].*\})\s*""", re.DOTALL)
+
+
+def parse_literal(text, place, field):
+    """The list or object that a text spells in JSON or Python; a problem that spells none is the text."""
+    for parse in (parse_json, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = parse(re.sub(r"""(["'])\s+(?=["'])""", r"\1, ", text))            # numpy's ['2' '3']
+            return value if isinstance(value, (list, dict)) else text
+    if field != "answer":
+        return text
+    raise InputError(f"{place}: answer {text[:40]!r} is a list that cannot be read; write it as 2,3")
+
+
+def text_of(value, place, field, nested=False):
+    """A value as text, "" where it is missing; several answers become one of several parts, 2,3.
+
+    A number keeps the text of its file. Raises InputError for an object or a list without one value.
+    """
+    if isinstance(value, str) and field in ("problem", "answer") and LITERAL.fullmatch(value):
+        value = parse_literal(value, place, field)
+    if is_missing(value):
+        return ""
+    if isinstance(value, dict):
+        values = [v for v in value.values() if not is_missing(v)]
+        named = [value[name] for name in NESTED if not is_missing(value.get(name))]
+        if not named and len(values) != 1:
+            names = ", ".join(map(str, value))
+            raise InputError(f"{place}: {field} is an object of {names}; write it as text, or as value alone")
+        return text_of((named or values)[0], place, field, nested)
+    if isinstance(value, (list, tuple)):
+        parts = [text_of(part, place, field, True) for part in value]
+        parts = [part for part in parts if not says_no_answer(part)]
+        joined = ",".join(parts)
+        if len(parts) > 1 and (field != "answer" or "\n" in joined):
+            raise InputError(f"{place}: {field} is a list of {len(parts)} texts; write a row for each")
+        return f"({joined})" if nested and len(parts) > 1 else joined
+    if isinstance(value, float) and not isinstance(value, Number):
+        whole = value.is_integer() and abs(value) < 1e16
+        return str(int(value)) if whole else repr(value).replace("e+", "e")
+    return re.sub(r"(?<=\d)\.0+$", "", str(value)) if isinstance(value, Number) else str(value)
+
+
+# 3. JSON reads "\frac" as a form feed and "rac"; so too \b, \t, \n and \r, and Python \a and \v
+LETTER = dict(zip("\a\b\t\n\v\f\r", "abtnvfr", strict=True))
+LOST = re.compile(r"""[\a\b\v\f] | \r(?=(?:ight\w*|ho|angle|m|ceil|floor|vert|brace|brack)(?![A-Za-z]))
+    | \t(?=(?:ext(?:bf|it|rm|tt|sf|style)?|imes|heta|anh|au|frac|binom|riangle\w*|ilde|herefore)(?![A-Za-z]))
+    | \n(?=(?:eq(?!\.?\s*\(\d)|ot|otin|abla|leq|geq|cong|subseteq|onumber|ewline|earrow)(?![A-Za-z]))
+    """, re.VERBOSE)
+# \nu, \ne, \ni, \tan, \to may be a line that begins with u, e, i, or a tab before a word
+AMBIGUOUS = re.compile(r"\n(?=(?:u|e|i|eg|mid|exists|parallel)(?![A-Za-z]))|\t(?=(?:an|o|op|ag)(?![A-Za-z]))")
+INTACT = re.compile(r"\\[abfnrtv][a-z]")
+
+
+def restore_commands(text, formula=False):
+    r"""Give LaTeX commands the backslash and letter back that a JSON escape ate: form feed, "rac" is \frac.
+
+    formula: the whole text is one. An ambiguous one is restored in a formula, where no command was kept.
+    """
+    def restore(match):
+        before, after = text[:match.start()].rpartition("\n\n")[2], text[match.end():].partition("\n\n")[0]
+        in_dollars = before.count("$") % 2 and "$" in after
+        in_formula = formula or in_dollars or before.rfind("\\(") > before.rfind("\\)")
+        return "\\" + LETTER[match[0]] if in_formula else match[0]
+
+    text = LOST.sub(lambda match: "\\" + LETTER[match[0]], text)
+    return text if INTACT.search(text) else AMBIGUOUS.sub(restore, text)
+
+
+# 4. Thoughts, and tags around a solution
+THOUGHT_TAG = re.compile(r"""(?:<\|?|\[(?=/?THINK)|◁)(?P<close>/|end_of_)?(?:begin_of_)?
+        (?:think|thinking|thoughts?|reasoning|reflection|scratchpad)\s*(?:\|?>|\]|▷)
+    | (?P<final><\|channel\|>final<\|message\|>)""", re.IGNORECASE | re.VERBOSE)
+TAG = re.compile(r"</?(?:final_)?(?:answer|solution)>|<[|｜][\w▁]{3,40}[|｜]>|</s>\s*\Z", re.IGNORECASE)
+SOLUTION = re.compile(r"<(?:\|begin_of_)?solution\|?>(.*?)(?:<(?:/|\|end_of_)solution\|?>|\Z)",
+                      re.IGNORECASE | re.DOTALL)
+ANSWER = re.compile(r"<(?:final_)?answer>([^\n]*?)</(?:final_)?answer>", re.IGNORECASE)
+
+
+def without_thoughts(text, tags=THOUGHT_TAG):
+    """A text without the thoughts in it: <think>..</think> and their kind. Thoughts may lack either tag.
+
+    tags: a pattern that contains THOUGHT_TAG; other matches of it may hold tags, and are kept.
+    """
+    kept, position = "", 0
+    while tag := tags.search(text, position):
+        if tag["close"] or tag["final"]:                    # the prompt began the thoughts
+            kept = ""
+        elif tag.re is THOUGHT_TAG or THOUGHT_TAG.fullmatch(tag[0]):
+            kept += text[position:tag.start()]
+            while (tag := THOUGHT_TAG.search(text, tag.end())) and not (tag["close"] or tag["final"]):
+                pass
+            if not tag:
+                return kept
+        else:
+            kept += text[position:tag.end()]
+        position = tag.end()
+    return kept + text[position:]
+
+
+def without_tags(text):
+    """The solution in a model's completion: no thoughts, and none of the tags around solution or answer."""
+    text = without_thoughts(text)
+    solutions = [inside for inside in SOLUTION.findall(text) if "\n" in inside.strip()]
+    return TAG.sub("", solutions[-1] if solutions else text).lstrip("\r\n")
+
+
+# 5. Records
 def field_text(row, place, field, column, need):
     """A field of a row as text, "" without one. Raises InputError where a needed column is missing."""
     names = (column,) if column else COLUMNS[field]
-    if (column or field in need) and not set(names) & set(row):
-        messages = {"messages", "history"} & set(row)
+    if not set(names) & set(row):
+        near = field == "answer" and get_close_matches(field, row, cutoff=0.8)          # anwser
+        if not (column or field in need or near):
+            return ""
+        messages = {"messages", "history", "trajectory", "conversations"} & set(row)
         hint = "these look like --trajectories" if messages else f"name the right one with --{field}_column"
         raise InputError(f"{place}: no {names[0]}; there are the columns {', '.join(row)}: {hint}")
-    value = next((row[name] for name in names if row.get(name) not in (None, "")), "")
-    value = int(value) if isinstance(value, float) and value.is_integer() else value  # 27.0 is 27
-    return str(value).replace("\f", "\\f")    # JSON reads the \f of \frac as a form feed
+    value = next((row[name] for name in names if not is_missing(row.get(name))), "")
+    return restore_commands(text_of(value, place, field), field == "answer" and len(str(value)) < 200)
+
+
+def answer_of(answer, solution):
+    """The final answer: of the answer's text (its last box, if any), else in the last box of the solution."""
+    text = without_tags(answer).strip()
+    source, tagged = (text, answer) if text else (without_tags(solution), solution)
+    boxed = last_boxed(source)
+    if boxed is None:
+        boxed = next(iter(ANSWER.findall(without_thoughts(tagged))[-1:]), "" if "\n" in text else text)
+    return "" if says_no_answer(boxed) else boxed.strip()
 
 
 def read_problems(source, split=None, columns=None, need=("problem",)):
@@ -50,11 +211,92 @@ def read_problems(source, split=None, columns=None, need=("problem",)):
         if not record["problem"].strip():
             raise InputError(f"{place}: the problem is empty; write it, or remove the record")
         record["id"] = record["id"] or str(number)
-        record["solution"] = record["solution"].rpartition("</think>")[2].lstrip("\r\n")  # no thoughts
-        text = record["answer"].strip()
-        record["answer"] = (last_boxed(text or record["solution"]) or ("" if "\n" in text else text)).strip()
+        record["answer"] = answer_of(record["answer"], record["solution"])
+        record["solution"] = without_tags(record["solution"])
         if first := first_place.get(record["id"]):
             raise InputError(f"{place}: id {record['id']!r} occurs twice, first in {first}; ids must differ")
         first_place[record["id"]] = place
         records.append({**row, **record})
     return records
+
+
+def problem_ids(records):
+    """{id: the first id of its problem}, of records with id and problem.
+
+    The same text, whatever its white space, is the same problem; so are records of the same id.
+    """
+    problem = {}
+
+    def first(name):
+        while problem.setdefault(name, name) != name:
+            name = problem[name]
+        return name
+
+    for record in records:
+        text = "\U0010ffff" + "".join(record.get("problem", record["id"]).split())    # after every id
+        low, high = sorted((first(record["id"]), first(text)))
+        problem[high] = low
+    return {record["id"]: first(record["id"]) for record in records}
+
+
+# 6. Numbered titles in a solution, outside fenced code and formulas
+BLOCK = re.compile(r"""^[ \t]*(```|~~~)[^\n`]*\n.*?^[ \t]*\1
+    | \$\$ (?:(?!\n\s*\n).)*? \$\$          # without an empty line: an unpaired $$ ends there
+    | (?<!\\)\\\[ (?:(?!\\\[).)*? \\\]
+    | (?<!\\)\\\( (?:(?!\\\(|\n\s*\n).)*? \\\)
+    | \\begin\{([a-z]+\*?)\} (?:(?!\\begin\{\2\}).)*? \\end\{\2\}""", re.MULTILINE | re.VERBOSE | re.DOTALL)
+LIST_ITEM = re.compile(r"^( *)(?:[-*+]|\d{1,3}[.)])[ \t]", re.MULTILINE)
+Title = namedtuple("Title", "offset indent form number")    # form: what precedes the number, "**"
+
+
+def mask(solution):
+    return BLOCK.sub(lambda block: "x" * len(block[0]), solution)           # offsets stay the same
+
+
+def find_titles(solution, pattern):
+    """Titles that `pattern` finds, its last group the number; none where the first is in a nested list."""
+    text, titles = mask(solution), []
+    for match in pattern.finditer(text):
+        prefix = solution[match.start():match.start(match.lastindex)]
+        indent = len(prefix) - len(prefix.lstrip(" "))
+        titles.append(Title(match.start(), indent, prefix.strip().lower(), int(match[match.lastindex])))
+    margin = min((title.indent for title in titles), default=0)
+    titles = [title for title in titles if title.indent <= margin + 1]      # " 9." and "10." may be aligned
+    items = LIST_ITEM.finditer(text, 0, titles[0].offset) if titles else ()
+    return [] if any(len(item[1]) < margin for item in items) else titles
+
+
+# 7. Self-check: an answer against the box of its own solution
+MEASURED = re.compile(r"""[^\d\\+*^(){}-]*?(-?[\d,]*\.?\d+(?:/\d+)?|-?\\[dt]?frac\{\d+\}\{\d+\})
+    (?=\s|[A-Za-z]{2}|[°%$€£]|$)(?!\s*(?:pi|sqrt|log|ln|sin|cos|tan|or)\b)[^\d\\+*=(){}]*""", re.VERBOSE)
+
+
+def without_units(answer):
+    """The number of an answer with units, 29 of "29 pens"; the answer where it is something else."""
+    measured = MEASURED.fullmatch(re.sub(r"\\[$ ,;!%]|\^\{?-?\d\}?", " ", answer))       # cm^2
+    return measured[1] if measured else answer
+
+
+def check_answers(records, compare, source):
+    """Lines that name records whose solution boxes another answer. compare(answer, gold) -> "right" or not.
+
+    An answer with units, "29 pens" where the solution boxes 29, is corrected: no completion would be right.
+    """
+    started, corrected, differing, boxes = time.monotonic(), [], [], 0
+    for record in records:
+        answer, box = record["answer"], (last_boxed(record["solution"]) or "").strip()
+        if not answer or says_no_answer(box):
+            continue
+        number, boxes = without_units(answer), boxes + 1
+        if compare(box, answer) != "right" and compare(without_units(box), number) != "right":
+            differing.append(f"id {record['id']} (answer {answer[:40]!r}, box {box[:40]!r})")
+        elif number != answer and compare(box, answer) != "right":
+            corrected.append(f"id {record['id']} ({answer[:40]!r} is {number})")
+            record["answer"] = number
+    lines, took = [], time.monotonic() - started
+    for names, what, fix in ((differing, "are not what their solution boxes", ": correct or remove them"),
+                             (corrected, "lost the units that their solution does not box", "")):
+        if names:
+            some = ", ".join(names[:5]) + (", .." if len(names) > 5 else "")
+            lines.append(f"{source}: {len(names)} of {boxes} answers {what}, {some}{fix}")
+    return [*lines, f"graded the boxes against the answers in {took:.1f} s"] if lines or took > 1 else []

@@ -2,6 +2,7 @@
 import json
 import os
 import time
+from collections import Counter
 from contextlib import suppress
 from urllib.request import Request, urlopen
 
@@ -66,3 +67,29 @@ def ask_once(ask, path):
         return known[id, solution]
 
     return ask_or_recall
+
+
+def rewrite_solutions(records, ask, path, prompt, is_numbered, last_boxed):
+    """Replace solutions that are not numbered by completions that are, and that box the same answer, if any.
+
+    ask: prompt -> completion, stored in the file `path`. prompt: with %s for problem and for solution. Bare
+    results stay: what leads to them would be invented. Returns the count of each outcome.
+    """
+    ask, outcomes = ask_once(ask, path), Counter()
+    for record in records:
+        original = record["solution"]
+        if is_numbered(original):
+            continue
+        if len(original.split()) < 20:
+            outcomes["too short to rewrite"] += 1
+            continue
+        rewritten = ask(record["id"], original, prompt % (record["problem"], original))
+        answer, boxed = ("".join((last_boxed(text) or "").split()) for text in (original, rewritten))
+        if not is_numbered(rewritten):
+            outcomes["rejected, no numbered steps"] += 1
+        elif answer not in ("", boxed):
+            outcomes["rejected, another answer"] += 1
+        else:
+            outcomes["rewritten"] += 1
+            record["solution"] = rewritten
+    return outcomes

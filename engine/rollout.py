@@ -167,5 +167,7 @@ def as_rollout(tokenizer, tokens, logprobs, lengths, eos):
     finished = [completion[-1] in end_ids for completion in completions]
     written = [tuple(ids[:-1] if done else ids) for ids, done in zip(completions, finished, strict=True)]
     distinct = list(dict.fromkeys(written))  # equal completions are decoded to text once
-    texts = dict(zip(distinct, tokenizer.batch_decode(distinct, skip_special_tokens=True), strict=True))
+    # every token that was sampled but the end: some tokenizers call <think> special
+    texts = tokenizer.batch_decode(distinct, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    texts = dict(zip(distinct, texts, strict=True))
     return Rollout(completions, logprobs, [texts[ids] for ids in written], finished)

@@ -1,38 +1,138 @@
 """Stored records: without this file an interrupted evaluation begins again; no result says what made it."""
 import hashlib
+import inspect
 import json
 import platform
 import subprocess
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
 from .distributed import on_all_ranks, rank
-from .files import write_jsonl
+from .files import InputError, remove, write_jsonl, write_text
+
+RESULTS = ("*.json", "seed*/*.json")    # in a folder of results
 
 
 def digest(*parts):
     """A text that differs where the parts, any JSON, differ."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def stored_or_made(path, key, items, make, size, again=False):
-    """make(items), a list as long as the items: read from `path` as far as it was stored under the same key.
+def digest_files(model, *suffixes):
+    """A digest of a model's files with these suffixes, "" where it has none: of their content, so that a
+    copy is the same model and other weights under the same name are not."""
+    folder = Path(model)
+    if not folder.is_dir():                             # a name of the hub: its files in the cache
+        from huggingface_hub import snapshot_download
+        with suppress(OSError):
+            folder = Path(snapshot_download(str(model), local_files_only=True))
+    found = []
+    for path in sorted(path for path in folder.glob("*") if path.suffix in suffixes):
+        with open(path, "rb") as file:
+            found.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
+    return digest(found) if found else ""
 
-    The rest is made `size` items at a time, on all ranks, and stored each time. again: read nothing.
-    """
+
+def made_of(model, problems, prompts, settings, extend):
+    """For each problem all that its attempts depend on, see stored_or_made; without prompts what can be
+    known without the tokenizer. extend: the function that continues an attempt, or None."""
+    common, weights = {"settings": settings}, digest_files(model, ".safetensors", ".bin")
+    if weights:                                         # --regrade needs none
+        common["weights"] = weights
+    if prompts:
+        files = digest_files(model, ".json", ".jinja", ".model", ".txt")
+        common |= {"tokenizer or configuration": files, "code": digest(extend and inspect.getsource(extend))}
     records = []
-    if path.exists() and not again:
-        try:
-            stored_key, *stored = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
-            records = stored if stored_key == key else []
-        except ValueError:                          # not a file of ours
-            pass
-    for begin in range(len(records), len(items), size):
-        records += on_all_ranks(make, items[begin:begin + size])
-        if rank() == 0:
-            write_jsonl(path, [key, *records])
+    for number, problem in enumerate(problems):
+        texts = [problem.get(name) for name in ("problem", "system", "context", "files", "visible")]
+        prompt = {"prompt": digest(prompts[number])} if prompts else {}
+        records.append({"problem": digest(*texts), "row": number, **prompt, **common})
     return records
+
+
+def read_stored(path):
+    """The records of a file of stored_or_made; none of a file of another kind."""
+    try:
+        _, *records = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
+        return [record for record in records if isinstance(record["of"], dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def stored_or_made(path, header, items, wanted, make, size, again=False):
+    """A record for each item: read from `path` where it was made of what is wanted, else made and stored.
+
+    wanted: for each item {name: value}, all that its record depends on; stored as "of" in the record, which
+    may have more names. make(items) -> a list of dicts; `size` items at a time, on all ranks. header: the
+    first line of the file, for readers. again: read nothing. Prints what the unused records were made of.
+    """
+    stored = [] if again else read_stored(path)
+    by_content = {json.dumps([record["of"].get(name) for name in wanted[0]]): record for record in stored}
+    records = [by_content.get(json.dumps([*of.values()])) for of in wanted]
+    missing = [n for n, record in enumerate(records) if record is None]
+    other = [name for name in wanted[0] if any(
+        stored[n]["of"].get(name) != wanted[n][name] for n in missing if n < len(stored))]
+    if other:
+        print(f"{path}: {len(missing)} of {len(items)} records do not count, changed: {', '.join(other)}")
+    for begin in range(0, len(missing), size):
+        part = missing[begin:begin + size]
+        made = on_all_ranks(make, [items[n] for n in part])
+        for n, record in zip(part, made, strict=True):
+            records[n] = {"of": wanted[n], **record}
+        if rank() == 0:
+            write_jsonl(path, [header, *filter(None, records)])
+    return records
+
+
+def read_results(folder):
+    """{name: its results, one for each training seed} of a folder: NAME.json, or seed*/NAME.json.
+
+    Raises InputError where there are none, one is no result, or a name has two of the same seed.
+    """
+    found = {}
+    for path in (path for pattern in RESULTS for path in sorted(Path(folder).glob(pattern))):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            _ = result["train_seed"], [part["right"] for part in result["benchmarks"].values()]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            raise InputError(f"{path}: no result of 04_eval.py; remove it, or use another folder") from None
+        found.setdefault(path.stem, []).append({**result, "file": str(path)})
+    if not found:
+        raise InputError(f"{folder}: no results (NAME.json or seed*/NAME.json); python 04_eval.py makes some")
+    for name, results in found.items():
+        check_seeds(name, results)
+    return found
+
+
+def check_seeds(name, results):
+    """Raises InputError where two of the results of a name have the same training seed."""
+    first = {}
+    for result in results:
+        place, seed = result.get("file", name), result["train_seed"]
+        if seed in first:
+            raise InputError(f"{place}: training seed {seed}, as {first[seed]} has; give each run of {name} "
+                             "its own --train_seed")
+        first[seed] = place
+
+
+def check_output(results, names, train_seed, *folders):
+    """Raises InputError where a file cannot be written to one of the folders, or new results of these names
+    could not be shown together with what is in the folder `results`."""
+    for folder in (results, *folders) if rank() == 0 else ():       # several ranks would remove each other's
+        write_text(folder / "writable", "")
+        remove(folder / "writable")
+    if any(path for pattern in RESULTS for path in results.glob(pattern)):
+        for name, old in read_results(results).items():
+            kept = [r for r in old if name not in names or Path(r["file"]) != results / f"{name}.json"]
+            check_seeds(name, kept + [{"train_seed": train_seed}] * (name in names))
+
+
+def merged(provenances):
+    """One provenance of several: where they differ, every value."""
+    return {name: ", ".join(dict.fromkeys(made[name] for made in provenances)) for name in provenances[0]}
 
 
 def provenance(folder):

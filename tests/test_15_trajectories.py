@@ -1,4 +1,20 @@
-"""Trajectories of agents: every call is an action, unchanged; its context is the issue and the last two calls with their observations."""
+"""Trajectories of agents: every call is an action, unchanged; its context is the issue and the last two calls with their observations.
+
+Faults that outside reports and real data led to, each with the inputs of the report and others of its kind:
+
+| kind | source | what was wrong | test |
+|---|---|---|---|
+| a fence in prose | SWE-Gym: native and XML calls | was a call | test_a_trajectory_has_one_form_of_calls |
+| no </function> at the end | SWE-Play: cut off by a stop word | the last call was lost | test_a_call_that_a_stop_word_cut_off_is_closed_or_counted |
+| rehearsed calls | a report: <think> | were calls | test_a_call_in_thoughts_is_none |
+| several <command> | a report | were one action | test_the_last_of_several_commands_counts |
+| null arguments | parquet | were in the action | test_arguments_that_parquet_filled_with_null_are_not_in_the_action |
+| a heredoc with a fence | a report | was cut at the fence | test_a_heredoc_that_holds_fences_is_whole |
+| <tool_call> as text | Hermes, Qwen | the prose was the call | test_a_trajectory_has_one_form_of_calls |
+| resolved: 0.0, "no", NaN | parquet written by pandas | counted as resolved | test_what_is_not_resolved_in_any_spelling_is_dropped |
+| other columns and roles | nebius, AgentInstruct, mini-swe-agent | not read | test_other_columns_and_roles_are_read_or_refused |
+| tools in the row | nebius | the prompt lacked them | test_tools_of_a_row_enter_the_prompt_once |
+"""
 import json
 import sys
 from dataclasses import replace
@@ -92,12 +108,14 @@ def test_files_of_every_kind_give_the_same_examples_and_the_split_is_by_task(run
     import pyarrow
     import pyarrow.parquet
     rows = [{"instance_id": f"task-{n % 3}", "messages": trajectory(LOOK, SUBMIT)["messages"]} for n in range(6)]
+    for n, row in enumerate(rows):
+        row["messages"][1] = {"role": "user", "content": f"The total of shop {n % 3} is wrong."}
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     as_text = [{**row, "messages": json.dumps(row["messages"])} for row in rows]                   # as the hub has them
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(as_text), tmp_path / "a.parquet")
     (tmp_path / "trajs").mkdir()
     for n in range(3):
-        (tmp_path / f"trajs/task-{n}.traj").write_text(json.dumps({"history": rows[0]["messages"], "info": {"exit_status": "submitted"}}))
+        (tmp_path / f"trajs/task-{n}.traj").write_text(json.dumps({"history": rows[n]["messages"], "info": {"exit_status": "submitted"}}))
     for source in ("a.jsonl", "a.parquet", "trajs"):
         train, val = run_segment(source)
         assert len({e["id"] for e in train}) == 2 and not {e["id"] for e in train} & {e["id"] for e in val}
@@ -152,3 +170,189 @@ def test_every_turn_of_real_trajectories_and_demonstrations_is_an_example(segmen
             else:
                 assert example["action"] == message["action"].strip() and example["action"] in message["content"]
                 assert parse_call(example["action"]) == ("bash", {"command": example["action"]})
+
+
+# Faults of real data
+def actions(segment, *replies, **more):
+    return [e["action"] for e in segment.trajectory_examples(trajectory(*replies, **more))]
+
+
+def native(name="bash", **arguments):
+    return {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name, "arguments": json.dumps(arguments)}}]}
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+PROSE = "Done. It now returns:\n\n```json\n{'Quantity': 1}\n```"
+JSON_CALL = '<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("replies, expected", [
+    ((native(command="ls"), PROSE, native("finish")), [JSON_CALL, '<tool_call>\n{"name": "finish", "arguments": {}}\n</tool_call>']),
+    ((LOOK, "The bug is here:\n```python\nx = 1\n```\nShall I change it?", SUBMIT), [LOOK, SUBMIT]),
+    ((f"See\n```python\nx = 1\n```\n{JSON_CALL}", PROSE), [JSON_CALL]), ((native(command="ls"), f"I would call {SUBMIT}"), [JSON_CALL]),
+    (("<command>ls</command>", PROSE), ["ls"]), (({"role": "assistant", "content": PROSE, "action": "ls"}, PROSE), ["ls"]),
+    (("```bash\nls\n```", "See\n```python\nx = 1\n```", "```\ncat a\n```\n"), ["ls", "cat a"]),
+    (("So\n```sh\nls\n```\nwhich prints\n```\na.py\n```\n",), ["ls"]), (("Act\n```sql\nSELECT 1\n```\n",), ["SELECT 1"]),
+    ((f"{JSON_CALL}\n{JSON_CALL}",), [f"{JSON_CALL}\n{JSON_CALL}"]), ((LOOK, JSON_CALL), [LOOK]),
+    ((f"{PROSE}\n<tool_call>\n{{'name': 'a', 'arguments': {{}}}}\n</tool_call>",), ["<tool_call>\n{'name': 'a', 'arguments': {}}\n</tool_call>"]),
+    ((PROSE, "<function=bash>\n<parameter=command>cat a"), None), ((PROSE, '<tool_call>\n{"name": "a", "arguments": {"b": 1}\n'), None)])
+def test_a_trajectory_has_one_form_of_calls(segment, replies, expected):
+    if expected:
+        assert actions(segment, *replies) == expected
+    else:
+        with pytest.raises(ValueError, match="no call of a function"):
+            actions(segment, *replies)
+
+
+@pytest.mark.parametrize("reply, expected", [
+    ("<function=finish>\n<parameter=message>done</parameter>\n", "<function=finish>\n<parameter=message>done</parameter>\n</function>"),
+    ("So <function=submit>\n", SUBMIT), ("<function=submit>\n</", SUBMIT), (JSON_CALL.removesuffix("call>"), JSON_CALL),
+    (f"{LOOK}\n<function=bash>\n<parameter=command>ls</parameter>\n</func", f"{LOOK}\n<function=bash>\n<parameter=command>ls</parameter>\n</function>"),
+    (JSON_CALL.removesuffix("</tool_call>"), JSON_CALL), ("<function=bash>\n<parameter=command>cat a", None), ('<tool_call>\n{"name": "ba', None),
+    ("<function=bash>\n<parameter=a>b</parameter>\n<parameter=command>cat a", None)])
+def test_a_call_that_a_stop_word_cut_off_is_closed_or_counted(segment, reply, expected):
+    first = JSON_CALL if "tool_call" in reply else LOOK
+    row = trajectory(first, reply)
+    assert [e["action"] for e in segment.trajectory_examples(row)] == [first, expected][:2 if expected else 1] and row["cut_off"] == (not expected)
+
+
+def test_calls_without_an_end_are_counted_on_the_screen(run_segment, tmp_path, capsys):
+    rows = [trajectory(LOOK, "<function=bash>\n<parameter=command>cat"),
+            trajectory(LOOK, f"<think>never closed {SUBMIT.replace('>', '> <parameter=a>', 1)}"),
+            trajectory("<command>a</command>", "<command>b"),
+            trajectory("```bash\nls\n```", "I run\n```bash\nsed -n"), trajectory(JSON_CALL, '<tool_call>\n{"name": "ba')]
+    for n, row in enumerate(rows):
+        row["id"] = n
+        row["messages"][1]["content"] += f" {n}"
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(sum(run_segment("a.jsonl"), [])) == 5 and "5 calls without an end, or inside thoughts, are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("reply, expected", [
+    *((reply, LOOK) for reply in (f"<think>maybe {SUBMIT}</think>\n{LOOK}", f"maybe {SUBMIT}\n</think>\n{LOOK}",
+                                  f"[THINK]{SUBMIT}[/THINK]{LOOK}", f"<thinking>{EDIT}</thinking>{LOOK}<think>then {SUBMIT}",
+                                  f"<think>or <function=bash>\n<parameter=command>rm</think>\n{LOOK}")),
+    ("<think>\n```bash\nrm x\n```\n</think>\n```bash\nls\n```\n", "ls"), ("<think><command>rm</command></think><command>ls</command>", "ls"),
+    (f"<think>{JSON_CALL.replace('ls', 'rm x')}</think>{JSON_CALL}", JSON_CALL),
+    *((call, call) for call in (EDIT.replace("a < b", "<think>"), LOOK.replace("total", "</think>"), LOOK.replace("total", "<think>a</think>")))])
+def test_a_call_in_thoughts_is_none(segment, reply, expected):
+    """But a call may hold tags of thoughts: it edits a file that has them."""
+    assert actions(segment, reply) == [expected]
+
+
+def test_the_last_of_several_commands_counts(segment):
+    for text in ("not\n<command>\nls\n</command>\nbut\n<command>\ncat a.py\n</command>",
+                 "<command>a</command><command>b</command>\n<command>cat a.py</command> so",
+                 "<command>ls</command>\n<command> cat a.py </command>"):
+        assert actions(segment, text) == ["cat a.py"]
+
+
+def test_arguments_that_parquet_filled_with_null_are_not_in_the_action(segment, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+    calls = [("bash", {"command": "ls"}), ("edit", {"path": "a.py", "new": "y", "range": {"first": 1}}),
+             ("view", {"range": {"last": 2}, "lines": [{"n": 1}]})]
+    said = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": name, "arguments": arguments}}]} for name, arguments in calls]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"id": "t", "messages": [user("Fix."), *said]}]), tmp_path / "t.parquet")
+    (row,), _ = read_trajectories(tmp_path / "t.parquet")
+    parsed = [parse_call(e["action"]) for e in segment.trajectory_examples(row)]
+    assert parsed == calls and "null" not in str(parsed)
+    assert actions(segment, {"role": "assistant", "function_call": {"name": "open", "arguments": {"path": "a", "line": None}}}) == [
+        '<tool_call>\n{"name": "open", "arguments": {"path": "a"}}\n</tool_call>']
+    assert "null" in actions(segment, native("open", line=None))[0]                             # text that the agent wrote is unchanged
+
+
+@pytest.mark.parametrize("command", [
+    "cat > README.md <<'EOF'\n# Usage\n```python\nimport shop\n```\nDone.\nEOF", "cat <<EOF > a.md\n```\ncode\n```\nEOF\ncat a.md",
+    "echo '\n```python\nx\n```\n' > a",
+    "cat <<-END > a\n```sh\nls\n```\n\tEND", "python - <<\"PY\"\nprint('\n```\n')\nPY", "grep x <<< word"])
+def test_a_heredoc_that_holds_fences_is_whole(segment, command):
+    assert actions(segment, f"I write it down.\n\n```bash\n{command}\n```\n") == [command]
+    assert actions(segment, f"See\n```\nold\n```\nthen\n```\n{command}\n```") == [command]
+
+
+NOT_RESOLVED = [False, 0, 0.0, "0.0", "no", float("nan"), None, "False", "No ", "nan", "", "unresolved", "n", 0.5, "failed"]
+
+
+def test_what_is_not_resolved_in_any_spelling_is_dropped(segment):
+    for value in NOT_RESOLVED:
+        for row in ({"resolved": value}, {"info": {"resolved": value}}, {"info": json.dumps({"resolved": value})}):
+            with pytest.raises(ValueError, match="^the task was not resolved$"):
+                actions(segment, LOOK, **row)
+    for value in (True, 1, 1.0, "1.0", "true", "Yes", "resolved"):
+        assert actions(segment, LOOK, resolved=value) == [LOOK]
+    with pytest.raises(ValueError, match="not resolved"):
+        actions(segment, LOOK, target=False)                                                    # nebius
+    assert actions(segment, LOOK, info={"exit_status": "submitted"}, target="x") == [LOOK]
+
+
+ROWS = {
+    "nebius": {"instance_id": "n", "target": True, "trajectory": [
+        {"role": "system", "system_prompt": "Tools", "text": None}, {"role": "user", "system_prompt": None, "text": "Issue"},
+        {"role": "ai", "text": "D\n```\nls\n```"}]},
+    "AgentInstruct": {"id": "os_0", "conversations": [{"from": "human", "value": "You are"}, {"from": "gpt", "loss": False, "value": "OK."},
+                                                      {"from": "human", "value": "Issue"}, {"from": "gpt", "value": "Act: bash\n\n```bash\nls\n```"}]},
+    "roles of calls": {"id": "r", "messages": [user("Issue"), {"role": "tool_call", "content": JSON_CALL[12:-13]}, {"role": "tool_response", "content": "a"}]},
+    "text": {"id": "j", "trajectory": json.dumps([{"role": "developer", "content": "Tools"}, {"role": "human", "content": [{"type": "text", "text": "Issue"}]},
+                                                  {"role": "Assistant", "content": ["So", {"type": "text", "text": "```\nls\n```"}]}])},
+    "null id": {"instance_id": None, "id": float("nan"), "conversation": [user("Issue"), {"role": "model", "content": LOOK}]}}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_other_columns_and_roles_are_read_or_refused(segment, tmp_path, name):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[name]))
+    (row,), _ = read_trajectories(tmp_path / "a.jsonl")
+    (example,) = segment.trajectory_examples(row)
+    assert example["action"] in ("ls", LOOK, JSON_CALL) and example["system"] in ("", "Tools")
+    assert example["problem"] == ("You are\n\nIssue" if name == "AgentInstruct" else "Issue")       # what is said before the first call is the task
+    assert example["id"] == {"nebius": "n", "AgentInstruct": "os_0", "roles of calls": "r", "text": "j", "null id": "0"}[name]
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"conversations": [{"from": "observer", "value": "x"}]}, "line 1: no messages .* system, user, assistant or tool; the role 'observer' is unknown"),
+    ({"trajectory": [{"action": "ls", "observation": "a"}]}, "line 1: no messages .*conversations"),
+    ({"messages": [{"role": None, "content": "x"}]}, "line 1: no messages"),
+    ({"problem": "p", "solution": "s"}, "line 1: no messages")])
+def test_rows_of_another_form_are_refused_with_what_is_expected(tmp_path, row, message):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InputError, match=message):
+        read_trajectories(tmp_path / "a.jsonl")
+
+
+def test_files_of_mini_swe_agent_are_read(segment, tmp_path):
+    said = [{"role": "system", "content": "S"}, user([{"type": "text", "text": "Issue"}]),
+            {"role": "assistant", "content": "THOUGHT: a\n\n```mswea_bash_command\nls\n```"},
+            user("a.py"), {"role": "assistant", "tool_calls": None, "content": "```bash\necho DONE\n```"}, {"role": "exit", "content": "diff"}]
+    native_calls = [*said[:2], native(command="ls"), {"role": "tool", "content": "a.py"}, {"role": "exit", "content": "diff"}]
+    for name, messages, expected in (("a__1", said, ["ls", "echo DONE"]), ("b__2", native_calls, [JSON_CALL])):
+        path = tmp_path / f"{name}/{name}/{name}.traj.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"info": {"exit_status": "Submitted"}, "messages": messages, "trajectory_format": "mini-swe-agent-1.1"}))
+        for source in (tmp_path / name, path):
+            (row,), _ = read_trajectories(source)
+            assert row["id"] == name and [e["action"] for e in segment.trajectory_examples(row)] == expected
+
+
+TOOL = {"type": "function", "function": {"name": "bash", "description": "Runs a command.", "parameters": {"type": "object", "required": None}}}
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)], [TOOL["function"]], TOOL], ids=range(5))
+def test_tools_of_a_row_enter_the_prompt_once(segment, srl, tools):
+    (example,) = segment.trajectory_examples(trajectory(native(command="ls"), tools=tools))
+    prompt = srl.srl_prompt(example)[0]["content"]
+    assert prompt.count('"name": "bash", "description": "Runs a command."') == 1 and "Tools: .." in prompt and "null" not in prompt
+    assert '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>' in prompt
+    assert "<tool_call>" not in segment.trajectory_examples(trajectory(LOOK, tools=tools))[0]["system"]         # its calls are XML
+    row = trajectory(native(command="ls"), tools=tools)
+    row["messages"][0]["content"] = "bash: Runs a command."
+    assert segment.trajectory_examples(row)[0]["system"] == "bash: Runs a command."
+
+
+def test_one_traj_needs_no_flag(segment, tmp_path, monkeypatch, capsys):
+    (tmp_path / "one.traj").write_text(json.dumps({"history": trajectory(LOOK, SUBMIT)["messages"]}))
+    monkeypatch.setattr(sys, "argv", ["01_segment.py", "--trajectories", "--data", f"{tmp_path}/one.traj", "--out", f"{tmp_path}/out"])
+    segment.main()
+    assert len(read_jsonl(tmp_path / "out/train.jsonl")) == 2 and "0 of 1 problems are held out" in capsys.readouterr().out

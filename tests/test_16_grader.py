@@ -1,4 +1,12 @@
-"""Grading answers as they are: real references, real completions, and whatever else a model may write."""
+"""Grading answers as they are: real references, real completions, and whatever else a model may write.
+
+| kind | source | what was wrong | test |
+|---|---|---|---|
+| numbers that differ by less than 1e-15, also in tuples, sets and equations | Math-Verify issue 14 | graded equal | differ (exactly) |
+| two fractions below 1/1000 | found beside it | equal within 0.05 % | differ (exactly) |
+| a number's base | MATH-500 | 52_9 was right for 52_8 | differ (base), spellings (base) |
+| repeating decimals, ordinals, boxes and fonts, a choice with its value | reports on graders of MATH and AMC | wrong or unparsable | spellings |
+"""
 import json
 import os
 import random
@@ -62,12 +70,80 @@ RIGHT = [
     ("x^2+1", "1 + x^{2}"), ("3^{1000}", "9^{500}"), ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{bmatrix} 1 \\\\ 2 \\end{bmatrix}")]
 WRONG = [
     ("1e-5", "1e-4"), ("1.39e-10", "3.61e-10"), ("2.88e-19", "0"), ("11/2", "1 1/2"), ("\\frac{1}{23}", "\\frac{12}{3}"), ("\\frac{1}{3}", "0.333"),
-    ("(1,2)", "(2,1)"), ("\\text{east}", "\\text{west}"), ("2/3", "\\frac{1}{3} + \\frac{2}{3}"), ("[1,2]", "(1,2]"), ("x+1", "x-1"), ("3^{1000}", "3^{1001}")]
+    ("(1,2)", "(2,1)"), ("\\text{east}", "\\text{west}"), ("2/3", "\\frac{1}{3} + \\frac{2}{3}"), ("[1,2]", "(1,2]"), ("x+1", "x-1"), ("3^{1000}",
+     "3^{1001}")]
+
+
+# spellings of a gold, each right for it
+SPELLINGS = {
+    "\\frac{1}{2} - 2^{-101}": ["\\frac{2^{100}-1}{2^{101}}", "\\frac12(1-2^{-100})"], "1-\\frac{1}{2024^{2024}}": ["\\frac{2024^{2024}-1}{2024^{2024}}"],
+    "\\frac{2018!}{2^{2018}}": ["\\frac{1009 \\cdot 2017!}{2^{2017}}"], "1+\\sqrt2+2^{-1000}": ["\\sqrt{3+2\\sqrt2}+2^{-1000}"],
+    "(1-2^{-100}, 3)": ["(\\frac{2^{100}-1}{2^{100}}, 3)"], "\\frac{1}{2000}": ["0.0005"], "(1e-10, 3)": ["(10^{-10}, 3)"], "10^{20}-1": ["9" * 20],
+    # base; one that is left out is the one asked for
+    "52_8": ["52_{8}", "52_{\\text{eight}}", "52_\\text{eight}", "(52)_8", "\\text{52}_{8}", "52_{\\text{base }8}", "52 \\text{ (base 8)}", "52 base 8",
+     "52₈", "052_8", "N = 52_8", "52"],
+    "1A_{16}": ["\\text{1A}_{16}", "1a_{16}"], "(101_2, 3)": ["(101_{\\text{two}}, 3)"], "21": ["21_{10}"], "2a_{11}": ["a_{11} \\cdot 2"],
+     "x^2_1": ["x_1^2"],
+    # repeating decimals
+    "\\frac13": ["0.\\overline{3}", "0.\\bar{3}", ".\\overline{3}", "0.\\overline3", "0.\\dot{3}", "x = 0.3\\overline{33}"], "0.\\overline{3}": ["1/3",
+     "\\frac13"],
+    "0.1\\overline{6}": ["\\frac16"], "\\frac{15}{7}": ["2.\\overline{142857}"], "-\\frac{4}{33}": ["-0.\\overline{12}"],
+     "(0.\\overline{3}, 2)": ["(\\frac{1}{3}, 2)"],
+    "33.\\overline{3}\\%": ["33.3333333\\%"], "1": ["0.\\overline{9}", "1^{\\text{st}}"],
+    # ordinals
+    "12": ["12^{\\text{th}}", "12^{th}", "12^{\\mathrm{th}}", "12^\\text{th}", "12\\textsuperscript{th}", "12^{\\rm th}", "12th", "\\text{12}^{\\text{th}}"],
+    "23^{\\text{rd}}": ["23", "23rd", "23^{rd}"], "101": ["101^{\\text{st}}"], "2": ["2^{nd}", "2nd"],
+    # boxes, fonts, colours
+    "42": ["\\fbox{42}", "\\framebox{42}", "\\boxed{\\boldsymbol{42}}", "\\fbox{$42$}", "\\underline{42}", "{\\bf 42}", "\\textcolor{red}{42}",
+     "\\color{red}{42}", "\\text{42}"],
+    "-\\frac{\\sqrt2}{2}": ["\\fbox{$-\\frac{1}{\\sqrt{2}}$}", "-\\bm{\\frac{\\sqrt{2}}{2}}"],
+    # a choice with its value
+    "C": ["\\textbf{(C)}\\ 5", "\\text{(C) } 5", "\\mathrm{(C)}~5", "(C) 5", "{\\bf (C)} 5", "\\textbf{C.}", "C)", "\\text{(C) 5}"],
+    "5": ["\\textbf{(C)}\\ 5", "\\textbf{(C) }5", "(C)\\ 5", "\\text{C: } 5", "\\textbf{(C)}\\quad 5", "\\text{(C) 5}"], "\\textbf{(C)}\\ 5": ["C", "5",
+     "\\text{(C)}", "(C) 5.0"],
+    "(2,-3)": ["\\textbf{(B)}\\ (2,-3)"], "-3": ["\\textbf{(E)}\\ -3"], "A+5": ["(A) + 5"], "P(A)": ["P(A)"], "A, C": ["(A), (C)"]}
+# of the same kinds, answers that are wrong for a gold
+DIFFERENT = {
+    # exactly
+    "\\frac{2^{100}-1}{2^{101}}": ["\\frac{2^{100}-1}{2^{100}}", "\\frac{2^{100}+1}{2^{101}}", "\\frac12"],
+     "\\frac{2018!}{2^{2018}}": ["\\frac{2017!}{2^{2018}}"],
+    "\\frac12(1+\\frac{1}{3^{50}})": ["\\frac12(1-\\frac{1}{3^{50}})"], "\\frac{2019}{2^{2019}}": ["\\frac{2020}{2^{2019}}", "0"],
+     "\\frac{1}{2004!}": ["\\frac{1}{2006!}"],
+    "\\sqrt2+10^{-20}": ["\\sqrt2", "\\sqrt2-10^{-20}"], "1-\\frac{1}{2024^{2024}}": ["1-\\frac{1}{2024^{2023}}", "1"], "\\pi+10^{-30}": ["\\pi"],
+     "x=1-2^{-80}": ["x=1", "1-2^{-81}"],
+    "1+\\sqrt2+2^{-1000}": ["\\sqrt{3+2\\sqrt2}"], "x + 2^{-100}": ["x + 2^{-99}"], "\\{2^{-100}, 1\\}": ["\\{2^{-99}, 1\\}"],
+     "(1-2^{-100}, 3)": ["(1+2^{-100}, 3)"],
+    "\\frac{1}{3000}": ["\\frac{1}{3001}"], "(1e-10, 3)": ["(2e-10, 3)", "(0, 3)"], "2^{-100}": ["2^{-100}+2^{-120}"],
+    # base
+    "52_8": ["52_9", "52_{16}", "42_{10}", "51_8", "51", "42", "52_{\\text{nine}}", "52 \\text{ (base 9)}", "52₉"], "101_2": ["101_3", "(101)_{3}"],
+     "(52_8, 3)": ["(52_9, 3)"],
+    "DEF_{16}": ["FED_{16}"], "1A_{16}": ["1A_{15}"], "11.01_2": ["11.01_3"], "2a_{11}": ["2a_{12}"],
+    "0.\\overline{3}": ["0.3", "0.333", "3", "0.\\overline{03}"], "0.\\overline{12}": ["0.1\\overline{2}", "0.12"], "\\overline{z}": ["z"],
+    "12^{\\text{th}}": ["11^{\\text{th}}", "12^2"], "x^{th}": ["x"], "42": ["\\fbox{24}", "\\bm{4}2^2"],
+    "C": ["\\textbf{(D)}\\ 5", "(B)", "\\text{(A)}\\ C", "2C", "(A), (C)"], "5": ["\\textbf{(C)}\\ 6", "\\textbf{(C)}"], "\\textbf{(C)}\\ 5": ["D",
+     "\\textbf{(D)}\\ 5", "(C) 6", "6"], "e": ["(E) 7"]}
 
 
 @pytest.mark.parametrize("gold, answer, verdict", [(*pair, "right") for pair in RIGHT] + [(*pair, "wrong") for pair in WRONG])
 def test_another_spelling_of_the_same_answer_is_right_and_another_answer_wrong_however_similar(rlvr, gold, answer, verdict):
     assert rlvr.judge(f"\\boxed{{{answer}}}", gold) == verdict
+
+
+@pytest.mark.parametrize("gold", SPELLINGS)
+def test_spellings_of_bases_decimals_ordinals_boxes_and_choices_are_right(gold):
+    grader.parse_gold(gold)
+    assert [answer for answer in SPELLINGS[gold] if grader.compare(answer, gold) != "right"] == []
+
+
+@pytest.mark.parametrize("gold", DIFFERENT)
+def test_numbers_that_differ_however_little_and_other_bases_decimals_and_choices_are_not_right(gold):
+    assert grader.ask_grader(gold, gold) == "right"
+    assert [answer for answer in DIFFERENT[gold] if grader.compare(answer, gold) == "right"] == []
+
+
+@pytest.mark.parametrize("completion", ["so \\fbox{42}.", "\\fbox{$42$}", "\\boxed{\\fbox{42}}", "first \\boxed{3}, then \\framebox{42}"])
+def test_a_box_may_have_another_command(rlvr, completion):
+    assert rlvr.judge(completion, "42") == "right" and rlvr.judge(completion, "43") == "wrong"
 
 
 def test_a_reference_is_read_inside_a_box_and_refused_with_the_name_of_its_problem_where_it_cannot_be():

@@ -151,7 +151,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_incomplete(folder, fails, scrip
     if not shutil.which("mount") or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
-        (folder / "data/solutions.jsonl").write_text(text([{**row, "problem": "p" * 9000} for row in ROWS["solutions"]]))
+        (folder / "data/solutions.jsonl").write_text(text([{**row, "problem": "p" * 9000 + str(row["id"])} for row in ROWS["solutions"]]))
         printed = fails(script, out="disk/out")
         assert "disk" in printed and "free" in printed and not [path for path in disk.rglob("*") if path.is_file()]
     finally:

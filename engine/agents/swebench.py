@@ -6,16 +6,23 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from ..files import InputError, read_rows, write_jsonl
+from ..problems import THOUGHT_TAG, without_thoughts
 
 SYSTEM = (
-    "You are given an issue of a Python repository and the files that have to change. You may think at any point between <think> and </think>. Then write the edits, "
-    "each in this form:\n### path/to/file.py\n<<<<<<< SEARCH\nlines as they stand in the file, enough to occur once\n=======\nlines in their place\n>>>>>>> REPLACE\n"
-    "A new file has nothing between SEARCH and =======.")
-EDIT = re.compile(r"^### +(\S.*?) *\n<{7} SEARCH\n(.*?)^={7}\n(.*?)^>{7} REPLACE *$", re.M | re.S)
-MARK = re.compile(r"^(?:<{7} SEARCH|={7}$|>{7} REPLACE)", re.M)
+    "You are given an issue of a Python repository and the files that have to change. You may think at any point between <think> and </think>. "
+    "Then write the edits, each in this form:\n### path/to/file.py\n<<<<<<< SEARCH\nlines as they stand in the file, enough to occur once\n=======\n"
+    "lines in their place\n>>>>>>> REPLACE\nA new file has nothing between SEARCH and =======.")
+START, DIVIDER, END = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
+# an edit may hold tags of thoughts: it changes a file that has them
+EDIT_OR_THOUGHT = re.compile(rf"^{re.escape(START)}\s*?\n.*?^{re.escape(END)} | {THOUGHT_TAG.pattern}",
+                             re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
+FILE_NAME = re.compile(r"(?:\S*/)?(?:\w*file|\S+\."
+                       r"(?:py[ix]?|rst|md|txt|cfg|toml|ini|json|ya?ml|html|css|[jt]s|c|h|in|sh))")
+HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 FIELDS = ("instance_id", "repo", "base_commit", "problem_statement", "patch")
 QUOTED = re.compile(r"[\x00-\x1f\"\\]")        # what git quotes in a path
 
@@ -27,14 +34,47 @@ def make_prompt(instance):
             {"role": "user", "content": f"{instance['problem_statement']}\n\n{files}"}]
 
 
-def parse_edits(text):
-    """[(path, search, replacement)] of a text. Raises ValueError where there is none, or one is cut."""
-    text = text.replace("\r\n", "\n")
-    edits = EDIT.findall(text)
+def named_path(line, files):
+    """The path that a line outside of the edits names, a heading or a given file's name alone; or None."""
+    name = line.lstrip("# ").strip(" \t*`:")
+    if name in files:
+        return name
+    words = [word.strip("*`:,()\"'") for word in name.split()] if re.match("#+ ", line) else []
+    found = [word for word in words if word in files] or [w for w in words if FILE_NAME.fullmatch(w)]
+    if len(words) == 1 and re.search(r"/|\w\.\w|^\.\w", words[0]):
+        found = words                           # a kind of file that is not known, or not inside
+    return found[-1] if found else None
+
+
+def parse_edits(text, files=()):
+    """[(path, [(search, replacement), ..])] of a text: the lines of each edit, cut at one of its dividers.
+
+    A heading before an edit names its path; an edit without one is of the last path. Raises ValueError
+    where there is no edit, or one that is not complete.
+    """
+    edits, path, begin = [], None, None
+    lines = text.replace("\r\n", "\n").split("\n")
+    for number, line in enumerate(lines):
+        mark = line.rstrip()
+        if mark == START:
+            if begin is not None or path is None:
+                raise ValueError("an edit in an edit, or without a path")
+            begin = number + 1
+        elif mark == END:
+            if begin is None:
+                raise ValueError("the end of an edit that does not begin")
+            inside = [f"{line}\n" for line in lines[begin:number]]
+            cuts = [i for i, line in enumerate(inside) if line.rstrip() == DIVIDER]
+            if not cuts:
+                raise ValueError("an edit without a divider")
+            edits.append((path, [("".join(inside[:i]), "".join(inside[i + 1:])) for i in cuts]))
+            begin = None
+        elif begin is None:
+            path = named_path(line, files) or path
+    if begin is not None:
+        raise ValueError("an edit that does not end")
     if not edits:
         raise ValueError("no edit")
-    if MARK.search(EDIT.sub("", text)) or any(MARK.search(part) for edit in edits for part in edit[1:]):
-        raise ValueError("marks of an edit that is not complete")
     return edits
 
 
@@ -54,18 +94,31 @@ def replace_lines(path, text, search, replacement):
     return (text if ended else text.removesuffix(newline)) or None
 
 
+def apply_edit(path, text, cuts):
+    """The text of a file (None: there is none) after an edit. Raises ValueError where it does not fit.
+
+    Of several dividers all but one underline headings: the one counts that gives the longest text to search.
+    """
+    if len(cuts) > 1 and path.endswith(".py") and f"\n{DIVIDER}" not in f"\n{text}":
+        raise ValueError(f"{path}: two dividers in an edit")
+    if not (text or "").strip():
+        search, replacement = cuts[0]
+        if search.strip():
+            raise ValueError(f"{path}: not among the files given")
+        return replacement
+    for search, replacement in reversed(cuts[1:]):
+        with suppress(ValueError):
+            return replace_lines(path, text, search, replacement)
+    return replace_lines(path, text, *cuts[0])
+
+
 def apply_edits(files, edits):
     """The files {path: text, None: removed} after all edits. Raises ValueError where one does not fit."""
     new = dict(files)
-    for path, search, replacement in edits:
+    for path, cuts in edits:
         if path.startswith(("/", "-")) or {"..", ".git"} & set(path.split("/")) or QUOTED.search(path):
             raise ValueError(f"{path!r}: not a path inside the repository")
-        if new.get(path) is not None:
-            new[path] = replace_lines(path, new[path], search, replacement)
-        elif replacement and not search.strip():
-            new[path] = replacement
-        else:
-            raise ValueError(f"{path}: not among the files given")
+        new[path] = apply_edit(path, new.get(path), cuts)
     return new
 
 
@@ -81,7 +134,8 @@ def unified_patch(old, new):
         tab = "\t" if " " in path else ""       # as git writes it
         head = f"--- a/{path}{tab}\n+++ b/{path}{tab}\n"
         if before is None:
-            head = f"new file mode 100644\n--- /dev/null\n+++ b/{path}{tab}\n"
+            head = "new file mode 100644\n"
+            head += f"--- /dev/null\n+++ b/{path}{tab}\n" if after else "index 0000000..e69de29\n"
         elif after is None:
             head = f"deleted file mode 100644\n--- a/{path}{tab}\n+++ /dev/null\n"
         patch += f"diff --git a/{path} b/{path}\n{head}"
@@ -91,15 +145,32 @@ def unified_patch(old, new):
 
 
 def patch_of(text, files):
-    """(patch, outcome) of a text: all of its edits, or an empty patch where one is malformed."""
+    """(patch, outcome) of a text: all of its edits outside of thoughts, or "" where one is malformed."""
     try:
-        new = apply_edits(files, parse_edits(text))
+        new = apply_edits(files, parse_edits(without_thoughts(text, EDIT_OR_THOUGHT), files))
     except ValueError as error:
         return "", "no edit" if str(error) == "no edit" else "malformed"
     if any("\ufffd" in files.get(path, "") for path in new if new[path] != files.get(path)):
         return "", "malformed"                  # a file that is not UTF-8: its bytes are not known
     patch = unified_patch(files, new)
     return patch, "patch" if patch else "no change"
+
+
+def changed_paths(patch):
+    """The paths of the files that a patch changes or deletes. Hunks are skipped by their number of lines."""
+    paths, old, new = [], 0, 0
+    for line in patch.split("\n"):
+        if old > 0 or new > 0:
+            old -= line[:1] in (" ", "-", "")
+            new -= line[:1] in (" ", "+", "")
+        elif hunk := HUNK.match(line):
+            old, new = int(hunk[1] or 1), int(hunk[2] or 1)
+        elif line.startswith(("--- a/", '--- "a/')):
+            path = line[4:].partition("\t")[0].rstrip("\r")
+            if path.startswith('"'):            # as git quotes it: "\303\274.py" is ü.py
+                path = path[1:-1].encode().decode("unicode_escape").encode("latin-1").decode()
+            paths.append(path.removeprefix("a/"))
+    return paths
 
 
 def load_instances(source, repositories, limit=None):
@@ -112,7 +183,7 @@ def load_instances(source, repositories, limit=None):
         if not clone.is_dir():
             raise InputError(f"{clone}: no such clone; git clone https://github.com/{row['repo']} {clone}")
         row["files"] = {}
-        for path in re.findall(r"^--- a/(.+?)\t?$", row["patch"], re.MULTILINE):
+        for path in changed_paths(row["patch"]):
             shown = subprocess.run(["git", "-C", clone, "show", f"{commit}:{path}"], capture_output=True)
             if shown.returncode:
                 why = shown.stderr.decode().strip()

@@ -4,13 +4,17 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from ..files import InputError, read_rows
+from ..files import InputError, parse_json, read_rows
+from ..problems import THOUGHT_TAG, is_missing, without_thoughts
 
 FUNCTION, PARAMETER = re.compile(r"<function=([^>\s]+)>\s*"), re.compile(r"<parameter=([^>\s]+)>")
 PARAMETER_END = re.compile(r"</parameter>\s*(?=<parameter=|</function>)")
-FENCE = re.compile(r"^```[^\n`]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"<command>(.*?)</command>", re.DOTALL)
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+# a call may hold tags of thoughts: it edits a file that has them
+CALL_OR_THOUGHT = re.compile(rf"""<function=[^>\s]+>(?:\s*</function>|.*?</parameter>\s*</function>)
+    | {COMMAND.pattern} | {TOOL_CALL.pattern} | ^```.*?^```[ \t]*$ | {THOUGHT_TAG.pattern}
+    """, re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
 
 
 def xml_calls(text):
@@ -45,71 +49,254 @@ def parse_call(action):
     return ("bash", {"command": action}) if action.strip() else None
 
 
+# 1. Rows and messages, under the names of public data sets
+CHATS = ("messages", "history", "trajectory", "conversations", "conversation")
+ROLES = {"system": "system developer",
+         "assistant": "assistant ai gpt model bot agent tool_call function_call",
+         "user": "user human tool observation environment function tool_response ipython exit"}
+ROLES = {name: role for role, names in ROLES.items() for name in names.split()}
+TEXTS = ("content", "value", "text", "system_prompt")
+
+
+def parsed(value):
+    """A value, read as JSON where it is JSON text: data sets of the hub store lists and objects so."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return parse_json(value)
+    return value
+
+
+def is_object(value):
+    return isinstance(value, dict)
+
+
+def function_of(call):
+    """The function of a call or a definition: {"type": "function", "function": {..}}, or {..} itself."""
+    inner = call.get("function") if is_object(call) else None
+    return inner if is_object(inner) else call if is_object(call) else {}
+
+
+def without_nulls(value):
+    """A value without the null fields that parquet gives to every object of a column."""
+    if isinstance(value, dict):
+        return {name: without_nulls(part) for name, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def role_of(message):
+    """system, user or assistant; None for anything else."""
+    name = (message.get("role") or message.get("from")) if is_object(message) else None
+    return ROLES.get(str(name).lower())
+
+
+def messages_of(row):
+    """The chat of a row. Raises ValueError where no column is one."""
+    unknown = ""
+    for chat in map(parsed, map(row.get, CHATS)):
+        if isinstance(chat, list) and chat:
+            if all(map(role_of, chat)):
+                return chat
+            message = next(message for message in chat if not role_of(message))
+            role = is_object(message) and (message.get("role") or message.get("from"))
+            unknown = unknown or (f"; the role {role!r} is unknown" if role else "")
+    raise ValueError("no messages (or history, trajectory, conversations) of content and a role: system, "
+                     f"user, assistant or tool{unknown}")
+
+
 def message_text(message):
     """The text of a chat message; its content may be a list of parts."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(part.get("text", "") for part in content if isinstance(part, dict))
+    content = next((message[name] for name in TEXTS if not is_missing(message.get(name))), "")
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") or "" if is_object(part) else part for part in parts]
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def calls_of(message):
-    """Texts of the calls in an agent's message, byte for byte, without the prose around them.
-
-    A native function call gets the form of Qwen's chat template; a command loses backticks or <command> tags.
-    """
-    text, calls = message_text(message), []
-    for call in message.get("tool_calls") or ():
-        function = call.get("function", call)
-        name, arguments = json.dumps(function["name"]), function.get("arguments") or "{}"
+# 2. Forms of calls: (message, its text without thoughts) -> texts of the calls, unchanged
+def native_calls(message, text):
+    """Native function calls, in the form of Qwen's chat template."""
+    if str(message.get("role") or message.get("from")).endswith("_call"):
+        return [f"<tool_call>\n{text.strip()}\n</tool_call>"]
+    found, calls = parsed(message.get("tool_calls")) or message.get("function_call"), []
+    for call in found if isinstance(found, list) else [found]:
+        function = function_of(call)
+        name, arguments = json.dumps(function.get("name")), function.get("arguments") or "{}"
         if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        calls.append(f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>')
-    if calls := calls or [call for call, _, _ in xml_calls(text)]:
-        return calls
-    if action := str(message.get("action") or "").strip():              # SWE-agent's field for what it ran
-        return [action]
-    commands = COMMAND.findall(text) or FENCE.findall(text)[-1:]
-    return [command.strip() for command in commands if command.strip()]
+            arguments = json.dumps(without_nulls(arguments), ensure_ascii=False)
+        if name.startswith('"'):
+            calls.append(f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>')
+    return calls
+
+
+def function_calls(message, text):
+    """XML calls; a stop word may have cut off the last </function>."""
+    calls = [call for call, _, _ in xml_calls(text)]
+    rest = text.rpartition(calls[-1])[2] if calls else text
+    closed = re.sub(r"</?[a-z]*\s*\Z", "", rest).rstrip() + "\n</function>"
+    return calls + [call for call, _, _ in xml_calls(closed)[-1:] if closed.endswith(call)]
+
+
+def json_calls(message, text):
+    """JSON in <tool_call> tags; a stop word may have cut off the last </tool_call>."""
+    calls = [call[0] for call in TOOL_CALL.finditer(text) if re.search(r"""["']name["']""", call[1])]
+    begin = text.rfind("<tool_call>")
+    if begin > text.rfind("</tool_call>"):
+        last = re.sub(r"\s*(?:</?[a-z_]*\s*)?\Z", "", text[begin:])
+        calls += [last + "\n</tool_call>"] if is_object(parsed(last.removeprefix("<tool_call>"))) else []
+    return calls
+
+
+def actions(message, text):
+    """SWE-agent's field for what it ran."""
+    action = message.get("action")
+    return [action.strip()] if isinstance(action, str) and action.strip() else []
+
+
+def commands(message, text):
+    """The last <command>, without its tags."""
+    return [command.strip() for command in COMMAND.findall(text)[-1:] if command.strip()]
+
+
+HEREDOC = re.compile(r"(?<!<)<<-?\s*[\"']?(\w+)")
+
+
+def fence_end(lines, begin):
+    """The line that closes the fence of line `begin`, past heredocs and fences with a label; or None."""
+    opened, heredoc = [len(lines[begin]) - len(lines[begin].lstrip("`"))], None
+    for number, line in enumerate(lines[begin + 1:], begin + 1):
+        ticks = len(line) - len(line.lstrip("`"))
+        starts = HEREDOC.search(line)
+        if heredoc:
+            heredoc = heredoc if line.strip() != heredoc else None
+        elif starts and starts[1] in map(str.strip, lines[number + 1:]):
+            heredoc = starts[1]
+        elif ticks < max(3, opened[-1]) or "`" in line[ticks:]:
+            continue
+        elif line[ticks:].strip():
+            opened.append(ticks)
+        elif len(opened) > 1:
+            opened.pop()
+        else:
+            return number
+    return None
+
+
+def fences(message, text):
+    """(label, text) of each fenced block."""
+    lines, blocks, number = text.split("\n"), [], 0
+    while number < len(lines):
+        end = fence_end(lines, number) if re.match(r"```+[^`]*$", lines[number]) else None
+        if end:
+            blocks.append((lines[number].strip("` \t\r").lower(), "\n".join(lines[number + 1:end]).strip()))
+        number = (end or number) + 1
+    return [block for block in blocks if block[1]]
+
+
+def shell_fence(message, text):
+    """The last fenced block labelled as a shell's, else the last without a label."""
+    blocks = fences(message, text)
+    shell = [block for label, block in blocks if re.fullmatch(r"(?:ba|z)?sh|shell|console|\w*bash\w*", label)]
+    return (shell or [block for label, block in blocks if not label])[-1:]
+
+
+def any_fence(message, text):
+    return [block for _, block in fences(message, text)[-1:]]
+
+
+# a trajectory has one form, the first that finds a call in it: a fence in prose is none beside native calls
+FORMS = (native_calls, function_calls, json_calls, actions, commands, shell_fence, any_fence)
+# what remains of a call without its end
+CUT_OFF = {function_calls: r"<function=[^>\s]+>\s*<parameter=", json_calls: r"<tool_call>\s*\{",
+           commands: r"<command>", shell_fence: r"^```\w*sh\w*\s*$(?![\s\S]*^```)"}
+
+
+def calls_by_message(messages):
+    """Texts of the calls in each message, and the number of messages whose call is cut off or in thoughts."""
+    agents = [message for message in messages if role_of(message) == "assistant"]
+    texts = [without_thoughts(message_text(message), CALL_OR_THOUGHT) for message in agents]
+    for form in FORMS:
+        calls = [form(message, text) for message, text in zip(agents, texts, strict=True)]
+        mark = CUT_OFF.get(form, r"(?!)")
+        if any(calls) or form in (function_calls, json_calls) and re.search(mark, "\n".join(texts)):
+            break
+    silent = [message_text(message) for message, found in zip(agents, calls, strict=True) if not found]
+    return calls, sum(bool(re.search(mark, text, re.MULTILINE)) for text in silent)
+
+
+# 3. Rows to turns
+def is_resolved(row):
+    """Whether a trajectory resolved its task; one that does not say counts."""
+    info = parsed(row.get("info"))
+    said = [source["resolved"] for source in (row, info) if is_object(source) and "resolved" in source]
+    said += [row["target"]] if isinstance(row.get("target"), bool) else []          # nebius
+    value = str(next((value for value in said if not is_missing(value)), None)).strip().lower()
+    with suppress(ValueError):
+        return float(value) == 1
+    return not said or value in ("true", "yes", "y", "t", "resolved", "success", "passed")
+
+
+def tools_text(row, system, calls):
+    """The tool definitions of a row as Qwen's chat template shows them, but for those that `system` has."""
+    tools = parsed(row.get("tools") or row.get("functions"))
+    tools = tools if isinstance(tools, list) else [tools] if tools else []
+    lines = []
+    for tool in map(parsed, tools):
+        described = str(function_of(tool).get("description") or "").strip()
+        if not described or described not in system:
+            lines.append(json.dumps(without_nulls(tool), ensure_ascii=False))
+    if not lines:
+        return []
+    text = "\n".join(["# Tools\n\nYou may call these functions:\n<tools>", *lines, "</tools>"])
+    if any(call.startswith("<tool_call>") for call in calls):
+        text += "\n\nCall one like this:\n<tool_call>\n"
+        text += '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    return [text]
 
 
 def turns_of(row):
     """(system, issue, turns): two texts, and one [calls, observation] per message of the agent with calls.
 
-    The prose around calls is dropped. Raises ValueError where nothing is left or the task was not resolved.
+    The prose around calls is dropped; row["cut_off"] counts messages whose call has no end or is a thought.
+    Raises ValueError where nothing is left or the task was not resolved.
     """
-    resolved = row.get("resolved", (row.get("info") or {}).get("resolved", True))
-    if str(resolved).lower() in ("false", "0"):
+    if not is_resolved(row):
         raise ValueError("the task was not resolved")
-    system, issue, turns = [], [], []
-    for message in [message for message in row["messages"] if not message.get("is_demo")]:
-        if message["role"] == "system":
+    messages = [message for message in messages_of(row) if not message.get("is_demo")]
+    calls, row["cut_off"] = calls_by_message(messages)
+    system, issue, turns, calls_left = [], [], [], iter(calls)
+    for message in messages:
+        role = role_of(message)
+        if role == "assistant":
+            turns.append(["\n".join(next(calls_left)), ""])             # several calls at once are one action
+        elif role == "system":
             system.append(message_text(message))
-        elif message["role"] == "assistant":
-            turns.append(["\n".join(calls_of(message)), ""])            # several calls at once are one action
-        elif turns:
+        elif any(action for action, _ in turns):
             turns[-1][1] += ("\n" if turns[-1][1] else "") + message_text(message)
         else:
-            issue.append(message_text(message))
+            issue.append(message_text(message))                         # up to the first call
     turns = [turn for turn in turns if turn[0]]
     if not turns:
         raise ValueError("no call of a function or command in it")
+    system += tools_text(row, "\n".join(system), [action for action, _ in turns])
     return "\n\n".join(system), "\n\n".join(issue), turns
 
 
 def read_trajectories(source, split=None):
-    """(rows, places): dicts with "id" and "messages" of a .traj file or a folder of them (SWE-agent), or of a
-    .jsonl, .json or .parquet file or a hub data set (SWE-smith). Raises InputError where it has no messages.
+    """(rows, places): dicts with "id" and "messages" of a .traj or .traj.json file or a folder of them
+    (SWE-agent, mini-swe-agent), or of a .jsonl, .json or .parquet file or a hub data set (SWE-smith, nebius).
+    Raises InputError where a row has no messages.
     """
     folder = Path(source).is_dir()
-    if folder or Path(source).suffix == ".traj":
-        paths = sorted(Path(source).rglob("*.traj")) if folder else [Path(source)]
+    if folder or str(source).endswith((".traj", ".traj.json")):
+        paths = [Path(source)]
+        if folder:
+            paths = sorted(path for path in paths[0].rglob("*.traj*") if path.suffix in (".traj", ".json"))
         if not paths:
-            raise InputError(f"{source}: no .traj file in this folder; expected SWE-agent's trajectories")
+            raise InputError(f"{source}: no .traj or .traj.json file in this folder; expected trajectories")
         rows, places = [], [str(path) for path in paths]
         for path in paths:
             try:
-                rows.append({"instance_id": path.stem, **json.loads(path.read_text(encoding="utf-8"))})
+                name = path.name.removesuffix(".json").removesuffix(".traj")
+                rows.append({"instance_id": name, **json.loads(path.read_text(encoding="utf-8"))})
             except (OSError, ValueError, TypeError, RecursionError) as error:
                 why = getattr(error, "strerror", None) or error
                 raise InputError(f"{path}: not a trajectory ({why}); expected SWE-agent's JSON") from None
@@ -118,13 +305,10 @@ def read_trajectories(source, split=None):
     for number, (row, place) in enumerate(zip(rows, places, strict=True)):
         if not isinstance(row, dict):
             raise InputError(f"{place}: expected an object with messages or history")
-        messages = row.get("messages") or row.get("history")
-        if isinstance(messages, str):                   # data sets of the hub store JSON text
-            with suppress(ValueError, RecursionError):
-                messages = json.loads(messages)
-        chat = messages if isinstance(messages, list) else []
-        if not chat or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in chat):
-            raise InputError(f"{place}: no messages (or history) of role and content; expected a trajectory")
-        row["messages"] = messages
-        row["id"] = str(row.get("instance_id") or row.get("id") or number)
+        try:
+            row["messages"] = messages_of(row)
+        except ValueError as error:
+            raise InputError(f"{place}: {error}; expected a trajectory") from None
+        ids = [str(row[name]) for name in ("instance_id", "id") if not is_missing(row.get(name))]
+        row["id"] = (ids or [str(number)])[0]
     return rows, places
