@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.agents.trajectories import read_trajectories, turns_of
+from engine.chat import extend_solution
 from engine.files import InputError, run_main, shorten, write_jsonl
 from engine.flags import parse_flags
 from engine.problems import COLUMNS, check_answers, find_titles, last_boxed, mask, problem_ids, read_problems
@@ -191,15 +192,13 @@ def without_rule(step):
 
 
 def step_examples(problem, steps, preamble="", targets="all", title_hint=False):
-    """One example per target step k: problem, partial solution (preamble, steps 1..k-1), action (step k).
-
-    targets: "all" for k = 1..N, "literal" for the paper's k = 1..N-1. title_hint: with the title of step k.
-    """
-    examples, N = [], len(steps)
-    for k, step in enumerate(steps if targets == "all" else steps[:-1], 1):
-        partial, action = preamble + "".join(steps[:k - 1]), without_rule(step)
+    """One example per target step k: problem, partial solution (preamble, steps 1..k-1), action (step k)."""
+    examples, N, partial = [], len(steps), preamble
+    for k, step in enumerate(steps if targets == "all" else steps[:-1], 1):     # literal: the paper's
+        action = without_rule(step)
         title = {"title": step_title(action)} if title_hint else {}
         examples.append({"problem": problem, "partial": partial, "action": action, "k": k, "n": N, **title})
+        partial = extend_solution(partial, action)
     return examples
 
 

@@ -311,7 +311,7 @@ def write_patches(cfg, models, instances):
     for name, folder in models.items():
         policy = load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)
         groups = srl.run_episodes(*policy, instances, 1, swebench.make_prompt, None, cfg, 0)
-        texts = [srl.action_of(episode.turns[-1].text) if episode.finished else None for (episode,) in groups]
+        texts = [episode.turns[-1].text if episode.finished else None for (episode,) in groups]
         path = cfg.completions / name / "predictions.jsonl"
         swebench.write_predictions(path, name, instances, texts, cfg.swebench)
 

@@ -29,6 +29,7 @@ import pytest
 from conftest import ROOT
 
 from engine import files, problems, rewriter
+from engine.chat import extend_solution
 
 S1K = ROOT.parent / "shared/data/s1k/s1k_numbered_sample_60.jsonl"
 needs_s1k = pytest.mark.skipif(not S1K.exists(), reason=f"no {S1K}: a sample of real solutions that is not part of the repository")
@@ -136,7 +137,7 @@ def test_a_list_before_the_steps_or_one_heading_above_them_is_not_taken_for_them
 def test_rules_between_steps_belong_to_no_action(segment):
     steps = segment.split_steps("### Step 1: A\nx\n\n---\n\n### Step 2: B\n| a |\n|---|\n\n***\r\n")
     assert [e["action"] for e in segment.step_examples("p", steps)] == ["### Step 1: A\nx", "### Step 2: B\n| a |\n|---|"]
-    assert segment.step_examples("p", steps)[1]["partial"] == steps[0]                                           # the context is the unchanged text
+    assert segment.step_examples("p", steps)[1]["partial"] == "### Step 1: A\nx\n\n"                              # as a sampled step extends it
 
 
 @pytest.mark.parametrize("text", ["\\[" * 200_000, "\\begin{a}" * 50_000, "\\(" * 200_000, "```\n" * 100_001, "\n" * 300_000 + "x", "Step 1" + " " * 200_000])
@@ -187,11 +188,12 @@ def test_a_solution_of_n_steps_gives_n_examples_or_the_papers_n_minus_1_with_tit
 
 def test_the_context_is_the_preamble_and_the_steps_before_and_the_conclusion_is_in_the_last_action(segment):
     for solution in (SOLUTION, "Remark.\n\n" + numbered("{}. **T**") + "### Final Answer\n\\boxed{1}."):
-        preamble, steps = solution.partition("1. ")[0], segment.split_steps(solution)
+        preamble = solution.partition("1. ")[0]
         examples, _ = segment.segment([{"id": "a", "problem": "p", "answer": "1", "solution": solution}])
-        assert [e["partial"] for e in examples] == [preamble, preamble + steps[0], preamble + steps[0] + steps[1]]
-        assert all(solution.startswith(e["partial"] + e["action"]) for e in examples)
-        assert examples[2]["partial"] + examples[2]["action"] == solution and solution.endswith("\\boxed{1}.")
+        contexts = [preamble, *(extend_solution(e["partial"], e["action"]) for e in examples)]
+        assert [e["partial"] for e in examples] == contexts[:-1]
+        parts = [(e["partial"] + e["action"]).split() for e in examples]                         # the words of the solution, empty lines apart
+        assert all(solution.split()[:len(part)] == part for part in parts) and parts[2] == solution.split() and solution.endswith("\\boxed{1}.")
 
 
 def test_the_split_is_by_problem(segment):
