@@ -3,6 +3,7 @@
 out:     results/idea.png and results/idea_dark.png (for dark mode)
 command: python miniature/idea.py      # 3 s
 """
+import argparse
 import sys
 from importlib import import_module
 from itertools import groupby
@@ -67,6 +68,7 @@ def draw(path, colours):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     for name, colours in (("idea.png", LIGHT), ("idea_dark.png", DARK)):
         draw(ROOT / "results" / name, colours)
         print(ROOT / "results" / name)

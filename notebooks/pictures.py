@@ -178,6 +178,7 @@ def paired_differences(found, pairs, title, numbers=False):
             ax.errorbar(mean, y, xerr=ends, fmt="o", color=colour(a), capsize=4, lw=2)
             if numbers:
                 ax.text(mean, y - 0.14, f"{mean:+.1f}", ha="center", va="bottom", fontsize=10)
+                ax.margins(x=0.15)          # for the numbers
         ax.axvline(0, color=GREY, lw=1)
         ax.set(title=bench, ylim=(len(pairs) - 0.5, -0.7))
     axes[0].set_yticks(range(len(pairs)), [f"{label(a)} minus {label(b)}" for a, b in pairs])
@@ -412,19 +413,19 @@ def pass_curves(curves):
 
 
 def intervals(found):
-    """{benchmark: {drawn again: (low, high)}} of SRL -> a figure."""
+    """Intervals of SRL, {benchmark: {"problems", "seeds" or "both": (low, high)}}."""
     figure, ax = plt.subplots(figsize=(10, 0.95 * len(found) + 1))
     styles = {"problems": (0.25, ":", GREY), "seeds": (0, "--", GREY), "both": (-0.25, "-", GREEN)}
     for y, parts in enumerate(found.values()):
         for name, (low, high) in parts.items():
             shift, dash, ink = styles[name]
-            text = None if y else f"{name} drawn again"
+            text = None if y else f"over {name}"
             ax.plot([low, high], [y + shift] * 2, dash, color=ink, lw=3, label=text)
             ax.text(high + 1, y + shift, f"{high - low:.0f} points", va="center", fontsize=9)
     ax.set_yticks(range(len(found)), list(found))
     ax.set(xlim=(0, 100), ylim=(len(found) - 0.4, -0.6), xlabel="SRL, avg@8, %, 95 % intervals")
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    finish(figure, "How far the mean moves when problems, seeds or both are drawn again")
+    finish(figure, "How wide an interval is over problems alone, over seeds alone, and over both")
 
 
 def problem_by_problem(found, benchmarks, before="srl", after="srl_rlvr"):
