@@ -91,15 +91,13 @@ class Config:
     shard: bool = False                 # under torchrun: weights, gradients, Adam spread over devices (FSDP2)
 
 
-# --recipe paper: what the paper states for Qwen2.5-7B-Instruct beside the defaults above, and our choices for
-# the rest; --recipe agents: the miniature's second world
+# --recipe paper: the paper's values beside the defaults, then ours; agents: the miniature's second world
 LARGE = {"model": "Qwen/Qwen2.5-7B-Instruct", "data": str(HERE / "runs/s1k"), "dtype": "bfloat16",
          "max_new_tokens": 2048, "max_rows": 512, "update_tokens": 16_000, "gradient_checkpointing": True}
 PAPER = {"srl": {"prompts_per_batch": 512, "learning_rate": 5e-7, "decay": 0.0, **LARGE,
                  "out": str(HERE / "runs/paper_srl"), "rollouts": 1_200_000, "eval_every": 10},
          "sft": {"learning_rate": 5e-6, **LARGE, "out": str(HERE / "runs/paper_sft")}}
-AGENTS = {"model": str(HERE / "miniature/agents/base"), "data": str(HERE / "runs/agents/data"),
-          "max_new_tokens": 500}
+AGENTS = {"model": f"{HERE}/miniature/agents/base", "data": f"{HERE}/runs/agents/data", "max_new_tokens": 500}
 RECIPES = {"paper": PAPER, "agents": {
     "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl")},
     "sft": {**AGENTS, "out": str(HERE / "runs/agents/sft_outline"), "learning_rate": 3e-3}}}
@@ -151,7 +149,9 @@ def parse_completion(text, expected=""):
     think, closing, action = text.partition("</think>")             # of text: '</think>\n' is another token
     think, action = think.strip().removeprefix("<think>"), without_tags(action)
     more = any(action.count(tag) > expected.count(tag) for tag in ("<think>", "</think>"))
-    return None if not closing or not action or "<think>" in think or more else (think.strip(), action)
+    if not closing or not action or "<think>" in think or more:
+        return None
+    return think.strip(), action
 
 
 def without_tags(action):
@@ -470,10 +470,9 @@ def main():
     cfg = parse_flags(Config(), __doc__.split("\n")[0], RECIPES)
     examples, val_examples = read_examples(cfg)
     if cfg.method == "sft":
-        train_sft(cfg, examples, val_examples)
-    else:
-        reward_fn = partial(srl_reward, autojunk=cfg.autojunk)
-        train(cfg, examples, val_examples, with_prompt_file(srl_prompt, cfg.prompt_file), reward_fn)
+        return train_sft(cfg, examples, val_examples)
+    reward_fn = partial(srl_reward, autojunk=cfg.autojunk)
+    train(cfg, examples, val_examples, with_prompt_file(srl_prompt, cfg.prompt_file), reward_fn)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Stage 3: RLVR. The GRPO of stage 2 with a verifiable reward: 1 if the final answer is right, else 0.
 
 Sampling, dynamic sampling (it drops groups all right or all wrong), loss and loop are those of 02. Modes:
-stepwise, one completion for each step, without the thoughts of earlier ones; the turns share the advantage.
-single, one completion for a problem (paper). agent, one for each call, which is executed; reward 1 where
-the hidden tests pass. The paper gives neither prompt nor reward values of RLVR; these are ours.
+stepwise, one completion for each step; single, one for a problem (paper); agent, one for each call, which is
+executed: reward 1 where the hidden tests pass. Prompt and reward values are ours, the paper gives none.
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a model, runs/srl/model (02_srl_train.py)
 out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it

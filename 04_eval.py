@@ -1,8 +1,7 @@
 """Stage 4: did it work, and how sure are we? Greedy, avg@k and pass@k with intervals, a table and a figure.
 
 Prompt, episode and grader are those of 03: what is reported is the reward that was trained on. Completions
-are stored and used again where problem, prompt, weights and settings are the same, so the same command
-continues; --regrade grades them again without a model. A corrected answer is graded without sampling.
+are stored, and used again where problem, prompt, weights and settings are the same; --regrade needs no model.
 
 in:      any number of models; benchmarks: names, or files with problem and answer
 out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers for each problem),
