@@ -288,7 +288,8 @@ def make_figure(found, path):
     colours = {label(name): METHODS.get(name, (name, "#666666"))[1] for name in rows}
     title = "Problems solved"
     if {"srl", "rlvr"} <= set(rows):
-        title = "Step rewards teach what outcome rewards cannot start"
+        start = "start late" if "modules" in benchmarks else "cannot start"     # see results/README.md
+        title = f"Step rewards teach what outcome rewards {start}"
     if {"short", "modules"} & set(benchmarks):
         counts = [len(results) for name, results in found.items() if name != "base"] or [1]
         seeds = f"{tables.spread(counts)} training seed{'s' if max(counts) > 1 else ''}"
