@@ -286,10 +286,9 @@ def make_figure(found, path):
     panels = {b: {label(name): [row[b][key] for key in ("avg", "low", "high")] for name, row in rows.items()
                   if b in row} for b in benchmarks}
     colours = {label(name): METHODS.get(name, (name, "#666666"))[1] for name in rows}
-    title = "Problems solved"
-    if {"srl", "rlvr"} <= set(rows):
-        start = "start late" if "modules" in benchmarks else "cannot start"     # see results/README.md
-        title = f"Step rewards teach what outcome rewards {start}"
+    start = "start late" if "modules" in benchmarks else "cannot start"         # see results/README.md
+    both = {"srl", "rlvr"} <= set(rows)
+    title = f"Step rewards teach what outcome rewards {start}" if both else "Problems solved"
     if {"short", "modules"} & set(benchmarks):
         counts = [len(results) for name, results in found.items() if name != "base"] or [1]
         seeds = f"{tables.spread(counts)} training seed{'s' if max(counts) > 1 else ''}"
