@@ -64,7 +64,7 @@ def load_policy(name, device="cpu", dtype="float32", share_prompts=True):
     return policy, tokenizer
 
 
-def test_tokens(policy):
+def probe_tokens(policy):
     return torch.arange(5, 65, 5, device=policy.device) % policy.get_input_embeddings().num_embeddings
 
 
@@ -78,7 +78,7 @@ def cache_mismatch(policy):
     """
     def distribution(logits):
         return logits[0].float().softmax(-1)
-    tokens, attention = test_tokens(policy), policy.config._attn_implementation
+    tokens, attention = probe_tokens(policy), policy.config._attn_implementation
     try:
         cache, rows = SharedPromptCache(policy, len(tokens)), torch.arange(2, device=policy.device)
         logits = cache.prefill([tokens[:7].tolist()], [2])  # two rows that share seven tokens
@@ -103,7 +103,7 @@ def plain_mismatch(policy):
     """How five greedy tokens of generate_plain are scored otherwise than by the model's own forward pass, ''
     where they are not."""
     try:
-        prompt = test_tokens(policy)[:7].tolist()
+        prompt = probe_tokens(policy)[:7].tolist()
         eos, greedy = torch.tensor([-1], device=policy.device), torch.full((1, 5), -1.0, device=policy.device)
         tokens, decoded, _ = generate_plain(policy, eos, [prompt], greedy, 0)
         scored = token_logprobs_plain(policy, [(prompt, tokens.tolist())])[0]
