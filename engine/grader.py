@@ -10,7 +10,7 @@ from .problems import last_boxed, says_no_answer
 from .process import Helper, start_process
 
 PROGRAM = Path(__file__).with_name("grader_process.py")
-GRADE_SECONDS = 5           # for one answer. Real ones take milliseconds
+GRADE_SECONDS = 5           # of processor time, so a busy machine changes no verdict. Real answers take ms
 LONGEST_ANSWER = 2_000      # characters. The longest of the five benchmarks has 197
 DEEPEST_ANSWER = 10         # nested brackets. The benchmarks have 4; the parser's time doubles with each
 

@@ -203,11 +203,11 @@ if __name__ == "__main__":
         print(json.dumps("unparsable"), file=replies, flush=True)       # it died of its answer: fork another
     for line in sys.stdin:
         answer, gold, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds)       # without a handler the kernel ends the worker
+        signal.setitimer(signal.ITIMER_PROF, seconds)       # no handler: the kernel ends the worker
         try:
             reply = verdict(answer, gold)
         except Exception:                                   # a model wrote it: the parser may raise anything
             reply = "unparsable"
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), file=replies, flush=True)
     os._exit(0)
