@@ -21,7 +21,7 @@ from engine.chat import extend_solution
 from engine.distributed import join_ranks
 from engine.files import InputError, run_main
 from engine.flags import parse_flags
-from engine.grader import compare, parse_gold
+from engine.grader import compare, with_answers
 from engine.problems import last_boxed
 
 srl = import_module("02_srl_train")  # import cannot spell a file name that begins with a digit
@@ -38,6 +38,7 @@ class Config(srl.Config):
     rollouts: int = 36_000              # completions; a stepwise episode takes about six
     eval_every: int = 45                # updates between validations: few, so that chance chooses less
     val_samples: int = 8                # of 60 problems eight samples each say more than one greedy answer
+    steps_left: int | None = None       # begin after the expert's first steps, with 1 to so many left
     unsafe_tests: bool = False          # agents: without seccomp, run tests under resource limits alone
 
 
@@ -81,23 +82,17 @@ def unsolved(examples):
     return list(problems.values())
 
 
-def with_answers(problems):
-    """The problems whose answer can be graded; prints the others. Raises InputError where none is left."""
-    answered, without = [], 0
-    for p in problems:
-        try:
-            parse_gold(p["answer"], f"problem {p['id']}: ")
-            answered.append(p)
-        except InputError as error:
-            without += not str(p["answer"]).strip()                     # proofs, for instance
-            if str(p["answer"]).strip():
-                print(f"left out: {error}")
-    if without:
-        print(f"{without} of {len(problems)} problems have no answer and are left out")
-    if not answered:
-        raise InputError(f"none of {len(problems)} problems has an answer that can be read; "
-                         "name its column with --answer_column of 01_segment.py")
-    return answered
+def begun(problems, examples, extend, steps_left):
+    """The problems after the expert's steps 1..k-1, for every k with at most steps_left steps left.
+
+    One problem several times: reverse curriculum (R3), RLVR on prefixes. An agent's calls are executed.
+    """
+    reached, starts = {p["id"]: p for p in problems}, []
+    for e in sorted(examples, key=lambda e: e["k"]):
+        if start := reached.get(e["id"]):               # else it has no answer, or the expert has finished
+            starts += [start] * (e["n"] - e["k"] < steps_left)
+            reached[e["id"]] = extend(start, e["action"])
+    return starts
 
 
 # 3. Reward; 04 grades with the same functions
@@ -171,8 +166,14 @@ def main():
     cfg = parse_flags(Config(), __doc__.split("\n")[0], RECIPES)
     sandbox.UNSAFE = cfg.unsafe_tests
     make_prompt, extend, reward, check = MODES[cfg.mode]
-    examples, val_examples = (check(unsolved(part)) for part in srl.read_examples(cfg, ("id", "problem")))
-    srl.train(cfg, examples, val_examples, srl.with_prompt_file(make_prompt, cfg.prompt_file), reward, extend)
+    names = ("id", "problem", "action", "k", "n") if cfg.steps_left else ("id", "problem")
+    examples, val_examples = srl.read_examples(cfg, names)
+    problems, val_examples = check(unsolved(examples)), check(unsolved(val_examples))
+    if cfg.steps_left and not extend:
+        raise InputError("--steps_left: not with --mode single, whose completion is the whole solution")
+    if cfg.steps_left:
+        problems = begun(problems, examples, extend, cfg.steps_left)
+    srl.train(cfg, problems, val_examples, srl.with_prompt_file(make_prompt, cfg.prompt_file), reward, extend)
 
 
 if __name__ == "__main__":

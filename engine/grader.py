@@ -64,3 +64,22 @@ def compare(answer, gold):
     if says_no_answer(gold):                    # "proof", "unknown": no answer is right
         return "wrong"
     return "right" if normalized(answer) == normalized(gold) else ask_grader(answer, gold)
+
+
+def with_answers(problems):
+    """The problems whose answer can be graded; prints the others. Raises InputError where none is left."""
+    answered, without = [], 0
+    for p in problems:
+        try:
+            parse_gold(p["answer"], f"problem {p['id']}: ")
+            answered.append(p)
+        except InputError as error:
+            without += not str(p["answer"]).strip()                     # proofs, for instance
+            if str(p["answer"]).strip():
+                print(f"left out: {error}")
+    if without:
+        print(f"{without} of {len(problems)} problems have no answer and are left out")
+    if not answered:
+        raise InputError(f"none of {len(problems)} problems has an answer that can be read; "
+                         "name its column with --answer_column of 01_segment.py")
+    return answered

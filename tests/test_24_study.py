@@ -1,0 +1,185 @@
+"""Rivals and ablations of SRL: where episodes begin, what replaces 02's reward, advantage and filter, what is kept for
+fine-tuning, the jobs of the study and its table."""
+import json
+import sys
+from types import SimpleNamespace
+
+import agents
+import curriculum
+import pytest
+import rejection
+import study
+import torch
+import variants
+
+from engine.files import InputError, read_jsonl, write_jsonl
+
+STEPS = ["1. **Subtract 4 from both sides** 3x = 15", "2. **Divide both sides by 3** x = 5", "3. **State the answer** \\boxed{5}"]
+
+
+@pytest.fixture(scope="module")
+def examples(segment):
+    records = [{"id": name, "problem": "Solve 3x + 4 = 19", "solution": "\n".join(STEPS), "answer": "5"} for name in ("a", "b")]
+    return segment.segment(records)[0]
+
+
+# Where an episode begins
+def test_with_steps_left_episodes_begin_after_every_first_part_of_the_experts_solution_that_leaves_so_many(rlvr, examples):
+    problems = rlvr.unsolved(examples)
+    partials = ["", STEPS[0] + "\n", STEPS[0] + "\n" + STEPS[1] + "\n"]
+    assert [e["partial"] for e in examples[:3]] == partials
+    for steps_left, expected in ((1, partials[2:]), (2, partials[1:]), (3, partials), (99, partials)):
+        starts = rlvr.begun(problems, examples[::-1], rlvr.next_turn, steps_left)
+        for name in ("a", "b"):
+            assert [s["partial"] for s in starts if s["id"] == name] == expected, steps_left
+    assert all(start == {**problems[0], "id": start["id"], "partial": start["partial"]} for start in starts)        # "answer" too, no "action"
+
+
+def test_no_episode_begins_after_a_box_or_in_a_problem_without_an_answer(rlvr, examples):
+    boxed = [{**e, "action": e["action"] + " \\boxed{5}"} if e["k"] == 2 else e for e in examples]
+    starts = rlvr.begun(rlvr.unsolved(examples)[:1], boxed, rlvr.next_turn, 99)
+    assert [(s["id"], s["partial"].count("\n")) for s in starts] == [("a", 0), ("a", 1)]
+
+
+def test_an_agents_episode_begins_in_the_repository_that_the_experts_calls_have_made(rlvr, segment):
+    task = {"id": "t", "problem": "cost(3, 4) returns 12 but should return 8.", "files": {"shop.py": "def cost(a, b):\n    c = a * b\n    return c + 1"},
+            "visible": [["shop", "cost", [3, 4], 8]], "hidden": [["shop", "cost", [1, 1], 3]]}
+    edit = agents.call_text("edit", path="shop.py", line=2, text="    c = a + b")
+    calls = [agents.call_text("view", path="shop.py"), edit, agents.call_text("submit")]
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": task["problem"]}]
+    for call in calls:
+        messages += [{"role": "assistant", "content": call}, {"role": "user", "content": "seen"}]
+    made = segment.trajectory_examples({**task, "messages": messages, "resolved": True})
+    starts = rlvr.begun(rlvr.unsolved(made), made, rlvr.next_call, 2)
+    assert ["a + b" in s["files"]["shop.py"] for s in starts] == [False, True] and [len(s["context"]) for s in starts] == [2, 4]
+    assert starts[1]["context"][-1]["content"] == "edited" and "a * b" in made[0]["files"]["shop.py"]              # the data are not changed
+
+
+def test_steps_left_needs_an_episode_of_several_turns(rlvr, examples, tmp_path, monkeypatch):
+    for part in ("train", "val"):
+        write_jsonl(tmp_path / f"{part}.jsonl", [e for e in examples if e["id"] == ("a" if part == "train" else "b")])
+    monkeypatch.setattr(sys, "argv", ["03", "--mode", "single", "--steps_left", "1", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(InputError, match="--steps_left: not with --mode single"):
+        rlvr.main()
+
+
+def test_the_curriculum_begins_one_step_before_the_end_and_ends_at_the_problem(examples, tmp_path, monkeypatch):
+    for part, name in (("train", "a"), ("val", "b")):
+        write_jsonl(tmp_path / f"{part}.jsonl", [e for e in examples if e["id"] == name])
+    calls = []
+
+    def train(cfg, starts, val_starts, make_prompt, reward, extend):
+        calls.append((cfg.steps_left, cfg.model, [s["partial"].count("\n") for s in starts], [s["id"] for s in val_starts]))
+        (tmp_path / "out" / f"round{len(calls)}/model").mkdir(parents=True)
+        write_jsonl(tmp_path / "out" / f"round{len(calls)}/log.jsonl", [{"step": 0, "done": cfg.rollouts, "val_exact": 0.5}])
+    monkeypatch.setattr(curriculum.srl, "train", train)
+    monkeypatch.setattr(sys, "argv", ["curriculum", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--model", "first", "--rollouts", "30"])
+    curriculum.main()
+    first, second = (str(tmp_path / f"out/round{n}/model") for n in (1, 2))
+    assert calls == [(1, "first", [2], ["b"]), (2, first, [1, 2], ["b", "b"]), (None, second, [0], ["b"])]
+    log = read_jsonl(tmp_path / "out/log.jsonl")
+    assert [line["done"] for line in log] == [10, 20, 30] and ["val_exact" in line for line in log] == [False, False, True]
+
+
+# What replaces 02's functions
+def test_each_comparison_is_1_for_an_equal_step_and_sees_only_its_part():
+    worded = "2. **Split each side into 3 equal parts** This gives x = 5. Nothing was lost on the way."
+    assert variants.equation(worded) == variants.equation(STEPS[1]) == "x = 5" and variants.equation(STEPS[2]) == "\\boxed{5}"
+    assert variants.equation("no sign at all") == "no sign at all" and variants.equation(STEPS[0]) == "3x = 15"
+    assert variants.without_title(STEPS[1]) == "2. x = 5" and variants.tokens("54x = -7") == ("54", "x", "=", "-", "7")
+    for name, exchanged in variants.VARIANTS.items():
+        if "similarity" in exchanged:
+            assert exchanged["similarity"](STEPS[1], STEPS[1]) == 1.0 > exchanged["similarity"](STEPS[0], STEPS[1]) >= 0.0, name
+    near = STEPS[0].replace("15", "16")
+    assert variants.exact(near, STEPS[0]) == 0.0
+    assert variants.fourth_power(near, STEPS[0]) == pytest.approx((2 * 40 / 82) ** 4)                # 41 characters each, one differs
+    assert variants.VARIANTS["tokens"]["similarity"](near, STEPS[0]) == pytest.approx(2 * 14 / 30)   # 15 tokens each, one differs
+
+
+def test_ranks_give_advantages_that_do_not_depend_on_how_far_rewards_are_apart_and_equal_ones_share():
+    advantages = variants.rank_advantages(torch.tensor([[0.1, 0.98, 0.99, 1.0], [0.0, 0.5, 0.5, 9.0]]))
+    assert advantages[0].tolist() == pytest.approx([-1.3416, -0.4472, 0.4472, 1.3416], abs=1e-3)     # ranks 0..3, std 1.118
+    assert advantages[1].tolist() == pytest.approx([-1.4142, 0.0, 0.0, 1.4142], abs=1e-3)            # ranks 0, 1.5, 1.5, 3, std 1.061
+
+
+def test_without_dynamic_sampling_no_group_is_dropped():
+    assert variants.all_groups(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), 0.1).tolist() == [True, True]
+
+
+def test_the_likelihood_is_that_of_the_experts_step_after_the_sampled_thoughts_alone(srl, tiny, tokenizer, examples, monkeypatch):
+    monkeypatch.setattr(variants, "scorer", lambda *_: (tiny, tokenizer))
+    texts = [f"<think>ab</think>\n{STEPS[0]}", "<think>ab</think>\nanother step", "<think>cd</think>\nthe same", "no thought"]
+    episodes = [srl.Episode(examples[0], [srl.Turn([], [], [], text)]) for text in texts]
+    monkeypatch.setattr(srl, "run_episodes", lambda *_, **__: [episodes])
+    monkeypatch.setattr(variants, "FLOOR", -99.0)
+    ((group, rewards),) = variants.score_by_likelihood(tiny, tokenizer, [("s", examples[0])], 4, srl.srl_prompt, None, None, srl.Config())
+    assert group == episodes and rewards[0] == rewards[1] != rewards[2] and rewards[3] == 1 - 99.0
+    prompt = srl.prompt_text(tokenizer, srl.srl_prompt(examples[0])) + "<think>ab</think>\n"
+    ids, step = tokenizer(prompt)["input_ids"], [*tokenizer(STEPS[0])["input_ids"], tokenizer.eos_token_id]
+    with torch.no_grad():
+        scores = tiny(torch.tensor([[*ids, *step]])).logits[0, len(ids) - 1:-1].log_softmax(-1)
+    assert rewards[0] == pytest.approx(1 + scores.gather(1, torch.tensor(step)[:, None]).mean().item(), abs=1e-4)
+
+
+def test_the_whole_solution_is_rewarded_at_the_end_of_an_episode(rlvr, examples):
+    first, *_ = variants.whole_problems(examples)
+    assert first["partial"] == "" and first["action"] == "\n".join(STEPS) + "\n" and len(variants.whole_problems(examples)) == 2
+    end = {**first, "partial": STEPS[0] + "\n" + STEPS[1] + "\n"}
+    assert variants.whole_reward(f"<think>t</think>\n{STEPS[2]}", end) == 1.0 > variants.whole_reward(f"<think>t</think>\n{STEPS[2]}", first) > 0
+    assert variants.whole_reward(STEPS[2], end) == -1.0
+
+
+def test_a_variant_exchanges_functions_of_02_and_an_unknown_one_names_the_known(monkeypatch, srl):
+    for name, exchanged in variants.VARIANTS.items():
+        assert all(callable(getattr(srl, function)) for function in exchanged), name
+    monkeypatch.setattr(sys, "argv", ["variants.py", "equations"])
+    with pytest.raises(InputError, match="'equations' is no variant; give one of equation, "):
+        variants.main()
+
+
+# What is kept for fine-tuning
+def test_rejection_keeps_exact_completions_and_best_of_g_the_most_similar_one_where_rewards_differ():
+    texts, rewards = ["a", "b", "a", "c"], [1.0, 0.5, 1.0, 1.0]
+    assert rejection.chosen(texts, rewards, "exact", 4) == ["a", "c"] and rejection.chosen(texts, rewards, "exact", 1) == ["a"]
+    assert rejection.chosen(texts, [0.1, 0.9, 0.1, 0.9], "best", 4) == ["b"]
+    assert rejection.chosen(texts, [0.3] * 4, "best", 4) == rejection.chosen([], [], "best", 4) == rejection.chosen(texts, [0.3] * 4, "exact", 4) == []
+
+
+# The study
+def test_every_method_of_a_world_has_its_number_of_rollouts_whatever_the_defaults_are():
+    for name, world in study.WORLDS.items():
+        for method in {**world["study"], **world["train"]}:
+            command = study.command_of(method, world)
+            assert ("sft" in command) != ("--rollouts" in command) and (study.ROOT / command[0]).is_file(), (name, method)
+    world = study.WORLDS["equations"]
+    assert study.command_of("equation", world) == ("miniature/variants.py", "equation", "--rollouts", "48000")
+    assert study.command_of("srl_rlvr", world) == ("03_rlvr_train.py", "--rollouts", "60000")
+    assert not set(world["study"]) & set(world["train"])
+
+
+def test_a_study_of_fewer_problems_has_the_same_validation_problems(examples, tmp_path):
+    many = [{**e, "id": f"{e['id']}{i}"} for i in range(40) for e in examples]
+    write_jsonl(tmp_path / "data/train.jsonl", many)
+    write_jsonl(tmp_path / "data/val.jsonl", examples)
+    study.make_examples(tmp_path, study.WORLDS["equations"], study.folders_of(["srl_50", "srl"]))
+    assert {e["id"] for e in read_jsonl(tmp_path / "data_50/train.jsonl")} == {e["id"] for e in many[:150]} and len(many) == 240
+    assert read_jsonl(tmp_path / "data_50/val.jsonl") == examples
+
+
+def test_the_table_of_the_study_pairs_every_variant_with_srl_on_the_same_problems_and_seeds(tmp_path, monkeypatch):
+    def write(folder, name, seed, right):
+        part = {"greedy": [0, 0], "right": right, "k": 8}
+        text = json.dumps({"model": name, "train_seed": seed, "command": "c", "seconds_training": 60, "seconds_evaluation": 30, "benchmarks": {"hard": part}})
+        (folder / f"seed{seed}").mkdir(parents=True, exist_ok=True)
+        (folder / f"seed{seed}/{name}.json").write_text(text)
+        write_jsonl(folder / f"seed{seed}/{name}.log.jsonl", [{"done": 0, "val_exact": 0.1}, {"done": 96, "val_exact": 0.5 + seed / 10}])
+    for seed in (0, 1):
+        write(tmp_path / "old", "srl", seed, [4, 8])
+        write(tmp_path / "study/w", "equation", seed, [8, 8])
+    world = {**study.WORLDS["equations"], "results": tmp_path / "old"}
+    monkeypatch.setattr(study, "WORLDS", {"w": world})
+    study.write_study(SimpleNamespace(world="w", results=tmp_path / "study/w"))
+    srl, equation = json.loads((tmp_path / "study/w.json").read_text())
+    assert (srl["variant"], srl["hard"]["avg"], equation["variant"], equation["hard"]["avg"]) == ("srl", 75.0, "equation", 100.0)
+    assert equation["hard"]["minus_srl"][0] == 25.0 and equation["hard"]["minus_srl"][3] == 2 and equation["validation"] == [0.5, 0.6]
+    assert "| equation | `c` | 2 | 96 | 1.0 + 0.5 | 55.0 | 100.0 [" in (tmp_path / "study/w.md").read_text()
