@@ -10,30 +10,35 @@ numbered solutions in s1K. Everything here is committed, so nobody has to run th
 Of 600 moves sampled from the committed base 97.8 % are legal and exactly right. Made by this command, interrupted twice: two CPU cores computed the first
 1,250 and the last 2,800 of its batches, about 4 a second, a GPU (H200) those between, about 18 a second. Elsewhere rounding and weights differ.
 
-in:      nothing
+The worded world (--worded) has the same equations, moves and benchmarks, and every step in words drawn at random (wording.py). Its base begins
+with the weights of miniature/base, which know the arithmetic, and is pretrained on worded steps.
+
+in:      nothing; --worded: miniature/base
 out:     miniature/expert.jsonl, miniature/benchmarks/*.jsonl, miniature/base/ (config, tokenizer, safetensors)
+         --worded: miniature/worded/expert.jsonl, miniature/worded/base/
 command: python miniature/make.py              # 2 CPU cores, about 1 h; again: continues where it stopped
+         python miniature/make.py --worded     # 1 CPU core, about 20 min; again: continues where it stopped
          python miniature/make.py --data_only  # the same without the base model, seconds
-         python miniature/make.py --check_only # how many moves of the base model are right, under a minute
+         python miniature/make.py --check_only # how many moves of the base model are right, and equal to the expert's, a minute
 """
 import argparse
-import itertools
-import os
 import random
 import re
 import sys
-from collections import Counter, deque
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
+
+from pretrain import pretrain
+from wording import reword, unword
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))    # engine/, imported late: who generates data alone needs no torch
 LIMIT = 999                     # no number in the world is larger
 SIZES = {"short": 60, "hard": 60, "long": 60, "large": 60, "expert": 560}      # problems, in the order in which they are drawn
 MORE = {"hard": 180, "expert": 700}     # then these: 1,200 problems to train on and 60 held out by 01_segment.py; 240 of the set that decides
-MUON_LR = 0.01
+STEP = re.compile(r"\d+\. \*\*(.+?)\*\* (.+)")   # of the terse world: title, result
+WORDED_PIECES = r"\d|\n|\*\* "     # isolated in the worded tokenizer: a title is not merged with the remark after it
 MAX_TURNS = 8                   # the longest expert solution; random walks stop here too
 
 
@@ -359,13 +364,19 @@ def make_data(seed):
                 continue
             seen.add(text)
             record = {"id": f"{name}-{len(records):03d}", "problem": f"Solve {text}", "answer": str(x)}
+            steps, works, _ = play(equation, expert_title)
+            record["solution"] = "\n".join(steps)
             if name == "expert":
-                steps, works, _ = play(equation, expert_title)
-                record["solution"] = "\n".join(steps)
                 record["thoughts"] = [write_thought(*w, "expert") for w in works]
                 record["student_thoughts"] = [write_thought(*w, "student") for w in works]
             records.append(record)
     return sets, seen
+
+
+def worded_solution(record, seed):
+    """The record with every step of its solution in words drawn at random."""
+    rng = random.Random(f"{seed}, {record['id']}")
+    return {**record, "solution": "\n".join(reword(step, rng) for step in record["solution"].split("\n"))}
 
 
 # 6. The base model's training data: random legal moves from states along random walks and along solutions
@@ -398,181 +409,102 @@ def prompt_text(problem, steps):
     return f"<|user|>{problem}\n\nSolution:\n" + "".join(f"{step}\n" for step in steps) + "<|assistant|>"
 
 
-CHAT_TEMPLATE = (
-    "{# no system message: trained without one #}"      # engine/chat.py adds none then
-    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
-    "{% elif m['role'] == 'assistant' %}<|assistant|>{{ m['content'] }}<|end|>{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
+def in_words(steps, rng, worded):
+    """The steps as the world writes them: as they are, or each in words that `rng` draws."""
+    return [reword(step, rng) for step in steps] if worded else steps
 
 
-def make_tokenizer(texts, isolated, vocabulary):
-    """A byte-level BPE where a match of `isolated` (a digit) is a token by itself; the text between may merge across words, so a step is short."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(isolated), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=20)
-    tokenizer.train_from_iterator((re.sub(r"<\|[a-z]+\|>|</?think>", "\n", text) for text in texts), trainer)
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", padding_side="left")
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
-# 7. Pretraining
-def make_batches(draw, seed, folder, index):
-    """Batches of about 2,500 tokens, 2,000 prompts in all, the same for the same index; a row: ids of a prompt, ids of each completion with EOS."""
-    from transformers import AutoTokenizer
-    tokenizer, rng, rows = AutoTokenizer.from_pretrained(folder), random.Random(f"{seed}, {index}"), []
-    for prompt, texts in (draw(rng) for _ in range(2000)):
-        rows.append([tokenizer(prompt)["input_ids"], *(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts)])
-    batches, batch = [], []
-    for row in sorted(rows, key=lambda row: sum(map(len, row))):
-        batch.append(row)
-        if len(batch) * sum(map(len, row)) >= 2500:
-            batches.append(batch)
-            batch = []
-    rng.shuffle(batches)
-    return batches
-
-
-def prefetch(function):
-    """function(0), function(1), ..: other processes compute the next ones meanwhile."""
-    num = max(1, min(4, (os.cpu_count() or 1) - 1))
-    with ProcessPoolExecutor(num, get_context("spawn")) as pool:
-        later = deque(pool.submit(function, index) for index in range(num))
-        for index in itertools.count(num):
-            later.append(pool.submit(function, index))
-            yield later.popleft().result()
-
-
-def pretrain(draw, seed, num_batches, out, isolated, vocabulary, width=128, layers=4):
-    """Train a model and its tokenizer, and save both in `out`. The loss is on completions alone.
-
-    draw(rng) -> (text of a prompt, texts of completions).
-    """
-    import torch
-    from tqdm import tqdm
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from engine.attention import register_attention
-    from engine.logprobs import token_logprobs
-    register_attention()
-    out.mkdir(parents=True, exist_ok=True)
-    saved = out / "pretrain.pt"
-    if not saved.exists():
-        rng = random.Random(seed + 1)
-        tokenizer = make_tokenizer([prompt + text for prompt, texts in (draw(rng) for _ in range(4000)) for text in texts], isolated, vocabulary)
-        tokenizer.save_pretrained(out)
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=(len(tokenizer) + 15) // 16 * 16, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-                         num_attention_heads=4, num_key_value_heads=2, attn_implementation="grouped_query",
-                         max_position_embeddings=1024, tie_word_embeddings=True, rope_theta=10000.0,
-                         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    model = LlamaForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tokenizer)}")
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
-    muon = torch.optim.Muon(matrices, lr=MUON_LR, momentum=0.95, weight_decay=0.01)
-    adam = torch.optim.AdamW(others, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    done, log = 0, []
-    if saved.exists():
-        state = torch.load(saved, map_location=model.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        muon.load_state_dict(state["muon"])
-        adam.load_state_dict(state["adam"])
-        done = state["done"]
-    batches = itertools.chain.from_iterable(prefetch(partial(make_batches, draw, seed, out)))
-    for step, batch in enumerate(tqdm(itertools.islice(batches, num_batches), total=num_batches, unit="batch", desc="pretraining"), 1):
-        if step <= done:                          # drawn again after an interruption, in a hundredth of the time
-            continue
-        factor = min(1, step / 100, (1 - (step - 1) / num_batches) / 0.6)  # warmup, constant, linear to zero over the last 60 %
-        for optimizer, rate in ((muon, MUON_LR), (adam, 1.5e-3)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-        logprobs, mask, _ = token_logprobs(model, [(prompt, texts) for prompt, *texts in batch])
-        loss = -logprobs[mask].mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in (muon, adam):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        log.append(loss.item())
-        if step % 250 == 0:
-            tqdm.write(f"batch {step}: loss {sum(log[-250:]) / len(log[-250:]):.4f}")
-            torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "done": step}, f"{saved}.tmp")
-            os.replace(f"{saved}.tmp", saved)
-    model.config.dtype = "float32"
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    saved.unlink(missing_ok=True)
-    return model, tokenizer
-
-
-def draw_moves(rng, held_out):
-    """A prompt and four completions for `pretrain`."""
+def draw_moves(rng, held_out, worded=False):
+    """A prompt and four completions for `pretrain`. The thoughts are the same in both worlds."""
     problem, steps, moves, _ = draw_example(rng, held_out)
-    return prompt_text(problem, steps), [f"<think>{think}</think>\n{action}" for think, action in moves]
+    steps = in_words(steps, rng, worded)
+    thoughts, actions = zip(*moves, strict=True)
+    return prompt_text(problem, steps), [f"<think>{think}</think>\n{action}" for think, action in zip(thoughts, in_words(actions, rng, worded), strict=True)]
 
 
-def check_moves(model, tokenizer, held_out, seed, num=600):
-    """Share of sampled moves (temperature 1) on unseen equations that are legal with exactly the right result."""
+# 7. The check of a base model
+def sample_steps(model, tokenizer, states, worded, at_once=100):
+    """For each (problem, steps so far) one step, sampled at temperature 1, and the match of STEP in the terse step that it says, or None."""
     import torch
-    rng, counts, wrong = random.Random(seed + 2), Counter(), []
-    model.eval()
-    torch.manual_seed(seed)
-    examples = [draw_example(rng, held_out, 1) for _ in range(num)]
-    for begin in range(0, num, 100):
-        part = examples[begin:begin + 100]
-        inputs = tokenizer([prompt_text(p, s) for p, s, *_ in part], return_tensors="pt", padding=True).to(model.device)
+    pairs = []
+    for begin in range(0, len(states), at_once):
+        inputs = tokenizer([prompt_text(*state) for state in states[begin:begin + at_once]], return_tensors="pt", padding=True).to(model.device)
         inputs.pop("token_type_ids", None)
         with torch.no_grad():
             out = model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=200)
-        for (_, steps, _, equation), tokens in zip(part, out[:, inputs["input_ids"].shape[1]:], strict=True):
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
-            action = text.rpartition("</think>")[2].strip()
-            m = re.fullmatch(r"(\d+)\. \*\*(.+?)\*\* (.+)", action)
-            move = apply_move(equation, m[2]) if m else None
-            if move is None:
-                counts["illegal"] += 1
-                right = False
-            else:
-                result = equation_text(move[0]) if move[0] is not None else f"\\boxed{{{total(equation[1], 'c')}}}"
-                right = result == m[3] and int(m[1]) == len(steps) + 1
-                counts[" ".join(m[2].split()[:1]) + (" right" if right else " wrong")] += 1
-            if not right:
-                wrong.append(f"{equation_text(equation)}  ->  {text}")
-    right = sum(n for name, n in counts.items() if name.endswith("right")) / num
-    print(f"legal and exactly right: {right:.1%} of {num} sampled moves on unseen equations; {dict(sorted(counts.items()))}")
-    print("\n".join(wrong[:5]))
-    return right
+        for text in tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True):
+            step = text.rpartition("</think>")[2].strip()
+            pairs.append((step, STEP.fullmatch((unword(step) or "") if worded else step)))
+    return pairs
+
+
+def check_moves(model, tokenizer, held_out, seed, worded, num=600):
+    """Share of the sampled moves that are legal with exactly the right result, in states as in pretraining on unseen equations."""
+    rng, counts, wrong = random.Random(seed + 2), Counter(), []
+    examples = [draw_example(rng, held_out, 1) for _ in range(num)]
+    states = [(problem, in_words(steps, rng, worded)) for problem, steps, *_ in examples]
+    for (_, steps, _, equation), (step, m) in zip(examples, sample_steps(model, tokenizer, states, worded), strict=True):
+        move = apply_move(equation, m[1]) if m else None
+        right = move is not None and m[0] == f"{len(steps) + 1}. {step_text(m[1], equation, move[0])}"
+        counts["illegal" if move is None else f"{m[1].split()[0]} {'right' if right else 'wrong'}"] += 1
+        if not right:
+            wrong.append(f"{equation_text(equation)}  ->  {step}")
+    legal = 1 - len(wrong) / num
+    print(f"legal and exactly right: {legal:.1%} of {num} sampled moves on unseen equations; {dict(sorted(counts.items()))}", *wrong[:5], sep="\n")
+    return legal
+
+
+def check_expert_steps(model, tokenizer, held_out, seed, worded, num=2000):
+    """Shares of steps, sampled after an expert's steps on unseen problems, that equal the expert's next step, and that have its equation."""
+    rng, states, targets = random.Random(seed + 3), [], []
+    while len(states) < num:
+        start, _ = draw_problem("hard", rng)
+        if equation_text(start) not in held_out:
+            terse = play(start, expert_title)[0]
+            steps, k = in_words(terse, rng, worded), rng.randrange(len(terse))
+            states.append((f"Solve {equation_text(start)}", steps[:k]))
+            targets.append((steps[k], STEP.fullmatch(terse[k])[2]))
+    pairs = [*zip(sample_steps(model, tokenizer, states, worded), targets, strict=True)]
+    equal = sum(step == target for (step, _), (target, _) in pairs) / num
+    same = sum(m is not None and m[2] == result for (_, m), (_, result) in pairs) / num
+    print(f"of {num} steps sampled after an expert's {equal:.2%} equal the expert's next step, {same:.1%} have its equation or answer")
+    return equal, same
+
+
+def check(model, tokenizer, held_out, seed, worded):
+    import torch
+    model.eval()
+    torch.manual_seed(seed)
+    check_moves(model, tokenizer, held_out, seed, worded)
+    check_expert_steps(model, tokenizer, held_out, seed, worded)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--worded", action="store_true", help="the world with free wording, in miniature/worded")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--batches", type=int, default=13_800, help="length of the pretraining, batches of 2,500 tokens")
+    parser.add_argument("--batches", type=int, help="length of the pretraining, batches of 2,500 tokens (13,800; worded: 2,200)")
     parser.add_argument("--data_only", action="store_true", help="without the base model")
     parser.add_argument("--check_only", action="store_true", help="only measure the base model in --out")
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, help="folder (miniature, worded: miniature/worded)")
     args = parser.parse_args()
     from engine.files import write_jsonl
     sets, seen = make_data(args.seed)
+    out = args.out or (HERE / "worded" if args.worded else HERE)
     if args.check_only:
         from engine.policy import load_policy
-        return check_moves(*load_policy(args.out / "base"), seen, args.seed)
+        return check(*load_policy(out / "base"), seen, args.seed, args.worded)
+    if args.worded:
+        sets = {"expert": [worded_solution(record, args.seed) for record in sets["expert"]]}       # the benchmarks are the terse world's
     for name, records in sets.items():
-        path = args.out / ("expert.jsonl" if name == "expert" else f"benchmarks/{name}.jsonl")
+        path = out / ("expert.jsonl" if name == "expert" else f"benchmarks/{name}.jsonl")
         write_jsonl(path, records)
         print(f"{path}: {len(records)} problems, for instance {records[0]['problem']!r}")
     if not args.data_only:
-        model, tokenizer = pretrain(partial(draw_moves, held_out=seen), args.seed, args.batches, args.out / "base", isolated=r"\d|\n", vocabulary=560)
-        check_moves(model, tokenizer, seen, args.seed)
+        options = {"vocabulary": 1000, "isolated": WORDED_PIECES, "start": HERE / "base"} if args.worded else {"vocabulary": 560, "isolated": r"\d|\n"}
+        draw = partial(draw_moves, held_out=seen, worded=args.worded)
+        model, tokenizer = pretrain(draw, args.seed, args.batches or (2200 if args.worded else 13_800), out / "base", **options)
+        check(model, tokenizer, seen, args.seed, args.worded)
 
 
 if __name__ == "__main__":
