@@ -5,11 +5,14 @@ are stored, and used again where problem, prompt, weights and settings are the s
 
 in:      any number of models; benchmarks: names, or files with problem and answer
 out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers for each problem),
-         table.md and figure.png beside it; with --solved right attempts as new expert data for 01
-command: python 04_eval.py                                # base and every model in runs/, about 2 min a model
+         table.md, figure.png and report.html beside it; with --solved right attempts as expert data for 01
+command: python 04_eval.py                                # base and every model in runs/, under a minute
+         python 04_eval.py --full                         # all problems of the miniature, about 3 min
          python 04_eval.py --models mine=FOLDER --benchmarks amc23 aime24 --mode single --max_new_tokens 4096
-         python 04_eval.py --mode agent                   # the agents' models in runs/agents
-         python 04_eval.py --table results/miniature      # table and figure over all seeds, no model
+         python 04_eval.py --mode agent --full            # the agents' models in runs/agents
+         python 04_eval.py --table results/miniature      # table, figure and report over all seeds, no model
+         python 04_eval.py --ask "Solve 5x - 3 = 2x + 9"  # how every model solves it (miniature/ask.py)
+         python 04_eval.py --report runs/srl              # report.html of a training run: curves, completions
 """
 import json
 import math
@@ -24,12 +27,12 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from engine import stored, tables
+from engine import report, stored, tables
 from engine.agents import sandbox, swebench
 from engine.chat import prompt_text
 from engine.distributed import join_ranks, num_ranks, rank
 from engine.files import InputError, run_main, write_jsonl, write_text
-from engine.flags import flag_value, parse_flags
+from engine.flags import flag_value, named_values, parse_flags
 from engine.grader import parse_gold
 from engine.policy import load_policy
 from engine.preflight import prompt_problems
@@ -38,7 +41,7 @@ from engine.stored import digest, provenance, stored_or_made
 from engine.tables import mean_interval
 
 rlvr = import_module("03_rlvr_train")  # import cannot spell a file name that begins with a digit
-srl = rlvr.srl
+srl, segmentation = rlvr.srl, import_module("01_segment")
 HERE = Path(__file__).parent
 METHODS = {     # name of a run: (label, colour), in the order of the rows; Okabe and Ito's palette
     "base": ("Base", "#999999"), "sft_outline": ("SFT (outline)", "#E69F00"),
@@ -52,13 +55,16 @@ GRADED = ("answer", "files", "visible", "hidden")       # fields of a problem th
 # what the paper claims, and the controls: differences between two methods
 COMPARISONS = [("srl", "base"), ("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"),
                ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"), ("srl", "rejection"), ("srl", "sft_student")]
+PAGE = report.Task("Expert's solution", ("reward", "exact", "val_exact", "tokens", "entropy", "kept"), GRADED,
+                   segmentation.split_steps, srl.similarity, rlvr.next_call)
 
 
 @dataclass
 class Config:
     """What is evaluated, how, and where the results go."""
     models: tuple[str, ...] = ()        # NAME=FOLDER, any number; default: base and every method in runs/
-    benchmarks: tuple[str, ...] = ("short", "hard", "long", "large")    # names, or .jsonl, .json, .parquet
+    benchmarks: tuple[str, ...] = ()    # names, or files (.jsonl, .json, .parquet); default: a first look
+    full: bool = False                  # without --benchmarks all of the miniature, as in results/
     mode: Literal["stepwise", "single", "agent"] = "stepwise"   # as in 03
     k: int = 8                          # sampled attempts per problem, for avg@k and pass@k
     temperature: float = 1.0            # of the sampled attempts
@@ -76,15 +82,17 @@ class Config:
     results: Path = HERE / "results/latest"     # folder of results, table and figure
     train_seed: int = 0                 # of the models; only stored with the results
     solved: Path | None = None          # folder for NAME.jsonl: right attempts, as --data of 01_segment.py
-    table: Path | None = None           # only make table and figure of this folder of results
+    table: Path | None = None           # only make table, figure and report of this folder of results
+    ask: tuple[str, ...] | None = None  # only show how all models solve these problems; none: typed ones
+    report: Path | None = None          # only make report.html of this folder of a training run
     swebench: str = ""                  # only write patches for these instances: a file or the hub's data set
     repositories: Path = HERE / "runs/repositories"     # with --swebench: clones, each in owner__name
 
 
 AGENTS = Config(        # the defaults of --mode agent
     mode="agent", max_new_tokens=srl.AGENTS["max_new_tokens"], max_turns=rlvr.AGENTS["max_turns"],
-    completions=HERE / "runs/agents/eval", results=HERE / "results/latest/agents",
-    benchmarks=("modules", "modules_oracle", "larger", "larger_oracle", "kinds", "kinds_oracle"))
+    completions=HERE / "runs/agents/eval", results=HERE / "results/latest/agents")
+DEFAULTS = {"agent": ("modules", "larger", "kinds", "modules_oracle", "larger_oracle", "kinds_oracle")}
 
 
 # 1. Estimators
@@ -178,8 +186,7 @@ def grade(records, graded):
     outcomes, calls, tokens = Counter(), Counter(), []
     for record, g in zip(records, graded, strict=True):
         for attempt, (found, invalid) in zip(record["sampled"], g["verdicts"][1:], strict=True):
-            # a right box before the limit is right, as for the reward
-            outcomes[found if attempt["finished"] or found == "right" else "truncated"] += 1
+            outcomes[report.outcome(attempt, found)] += 1
             tokens += attempt["tokens"]
             if "files" in record:
                 calls.update(calls=len(attempt["turns"]), invalid=invalid)
@@ -214,11 +221,10 @@ def evaluate(cfg, name, folder, benchmarks, settings, prompts):
         made_of = stored.made_of(folder, problems, prompts.get(benchmark), settings, rlvr.MODES[cfg.mode][1])
         records = stored_or_made(path, {"model": str(folder), **settings}, list(enumerate(problems)), made_of,
                                  sample, size)
-        today = [{part: problem[part] for part in GRADED if part in problem} for problem in problems]
+        today = [{name: problem[name] for name in GRADED if name in problem} for problem in problems]
         records = [{**record, **part} for record, part in zip(records, today, strict=True)]
         graded = grade_stored(path.with_suffix(".grades.jsonl"), records, cfg.regrade)
-        numbers[benchmark] = {**grade(records, graded),
-                              "problems": digest([problem["problem"] for problem in problems], today)}
+        numbers[benchmark] = {**grade(records, graded), "problems": report.problems_digest(problems, GRADED)}
         solved += solved_problems(problems, records, benchmark, graded)
         made_by += [record["made_by"] for record in records]
     if rank() == 0:
@@ -253,7 +259,7 @@ def summary(results, benchmark, k=None):
         "greedy": 100 * fmean(sum((p["greedy"] for p in parts), [])),
         "pass": 100 * fmean(pass_at_k(p["k"], c, k or p["k"]) for p in parts for c in p["right"]),
         **tables.verdict_means(parts), "tokens a step": fmean(p["tokens_per_step"] for p in parts),
-        "tokens a response": fmean(p["tokens_per_response"] for p in parts), **tables.call_means(parts)}
+        **tables.length_means(parts)}
 
 
 def make_table(found):
@@ -264,20 +270,8 @@ def make_table(found):
     """
     for name, results in found.items():
         stored.check_seeds(name, results)
-    found = tables.with_columns(found)
-    parts = [item for results in found.values() for r in results for item in r["benchmarks"].items()]
-    benchmarks, k = list(dict.fromkeys(b for b, _ in parts)), min(part["k"] for _, part in parts)
-    rows = {name: {b: summary(results, b, k) for b in benchmarks if tables.parts_of(results, b)}
-            for name, results in found.items()}
-    texts = tables.score_tables({label(name): row for name, row in rows.items()}, benchmarks, k)
-    differences = {f"{label(a)} minus {label(b)}": tables.where_paired(
-        paired_difference, found[a], found[b], benchmarks) for a, b in COMPARISONS if {a, b} <= set(found)}
-    if differences:
-        texts.append(tables.difference_table(differences, benchmarks, k))
-    if {b.split(" (")[0] for b in benchmarks} & set(HUB):
-        texts.append((HERE / "results/paper.md").read_text().strip())
-    texts.append(tables.caption({label(name): results for name, results in found.items()}))
-    return "\n\n".join(texts), rows, benchmarks, k
+    notes = dict.fromkeys(HUB, (HERE / "results/paper.md").read_text().strip())
+    return tables.results_table(found, label, summary, paired_difference, COMPARISONS, notes)
 
 
 def make_figure(found, path):
@@ -286,44 +280,33 @@ def make_figure(found, path):
     panels = {b: {label(name): [row[b][key] for key in ("avg", "low", "high")] for name, row in rows.items()
                   if b in row} for b in benchmarks}
     colours = {label(name): METHODS.get(name, (name, "#666666"))[1] for name in rows}
-    start = "start late" if "modules" in benchmarks else "cannot start"         # see results/README.md
-    both = {"srl", "rlvr"} <= set(rows)
-    title = f"Step rewards teach what outcome rewards {start}" if both else "Problems solved"
+    ours, others = rows.get("srl", {}), rows.get("rlvr", {})
+    both = [(ours[b], others[b]) for b in ours if b in others]
+    start = "cannot start" if all(b["avg"] < 1 for _, b in both) else "start late"
+    apart = both and all(a["low"] > b["high"] for a, b in both)     # a title that is true of every panel
+    title = f"Step rewards teach what outcome rewards {start}" if apart else "Problems solved"
     if {"short", "modules"} & set(benchmarks):
         counts = [len(results) for name, results in found.items() if name != "base"] or [1]
-        seeds = f"{tables.spread(counts)} training seed{'s' if max(counts) > 1 else ''}"
-        title += f"  (miniature; {seeds}, 95 % intervals)"
+        title += f"\n(miniature, training seeds: {tables.spread(counts)}, 95 % intervals)"
     tables.bar_panels(path, panels, colours, title, f"avg@{k}, % solved")
 
 
-def show(folder):
+def show(folder, completions=Config.completions, benchmarks=None):
+    """Write table.md, figure.png and report.html. benchmarks: {name: problems}, for the attempts at them."""
     found = read_results(folder)
     table, *_ = make_table(found)
     print(f"\n{table}\n")
     write_text(folder / "table.md", table + "\n")
     make_figure(found, folder / "figure.png")
     print(f"table:  {folder / 'table.md'}\nfigure: {folder / 'figure.png'}")
+    report.write_evaluation_page(folder, PAGE, found, table, METHODS, benchmarks or {}, completions)
 
 
-# 5. SWE-bench in the oracle setting: patches, which the official harness grades
-def write_patches(cfg, models, instances):
-    for name, folder in models.items():
-        policy = load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)
-        groups = srl.run_episodes(*policy, instances, 1, swebench.make_prompt, None, cfg, 0)
-        texts = [episode.turns[-1].text if episode.finished else None for (episode,) in groups]
-        path = cfg.completions / name / "predictions.jsonl"
-        swebench.write_predictions(path, name, instances, texts, cfg.swebench)
-
-
-# 6. Main
+# 5. Main
 def named_models(cfg):
     """{name: folder} of --models; without it the base and the methods in runs/, of agents in runs/agents/."""
     if cfg.models:
-        named = [m.split("=", 1) if "=" in m else (Path(m).name, m) for m in cfg.models]
-        names = [name for name, _ in named]
-        if wrong := [n for n in names if names.count(n) > 1 or n in ("", ".", "..") or "/" in n]:
-            raise InputError(f"--models: {wrong[0]!r} must name one model; write NAME=FOLDER for each")
-        return dict(named)
+        return named_values("models", cfg.models)
     world = "agents" if cfg.mode == "agent" else ""
     runs = {name: HERE / "runs" / world / name / "model" for name in METHODS}
     runs["base"] = HERE / "miniature" / world / "base"
@@ -348,21 +331,38 @@ def check_start(cfg, models, benchmarks, make_prompt):
     return prompts
 
 
+def write_patches(cfg, models):
+    """SWE-bench in the oracle setting: patches, which the official harness grades."""
+    instances = swebench.load_instances(cfg.swebench, cfg.repositories, cfg.limit)
+    check_start(cfg, models, {}, swebench.make_prompt)
+    for name, folder in models.items():
+        policy = load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)
+        groups = srl.run_episodes(*policy, instances, 1, swebench.make_prompt, None, cfg, 0)
+        texts = [episode.turns[-1].text if episode.finished else None for (episode,) in groups]
+        swebench.write_predictions(cfg.completions, name, instances, texts, cfg.swebench)
+
+
 def main():
     join_ranks()
-    defaults = AGENTS if flag_value("mode", "") == "agent" else Config()
-    cfg = parse_flags(defaults, __doc__.split("\n")[0])
+    cfg = parse_flags(AGENTS if flag_value("mode", "") == "agent" else Config(), __doc__.split("\n")[0])
     sandbox.UNSAFE = cfg.unsafe_tests
-    if cfg.table:
-        return show(cfg.table)
-    models = named_models(cfg)
+    if cfg.ask is not None:
+        return import_module("miniature.ask").ask(cfg, named_models(cfg))
+    if cfg.report:
+        return report.write_run_page(cfg.report, PAGE)
     if cfg.swebench:
-        instances = swebench.load_instances(cfg.swebench, cfg.repositories, cfg.limit)
-        check_start(cfg, models, {}, swebench.make_prompt)
-        return write_patches(cfg, models, instances)
-    benchmarks = {Path(source).stem: load_benchmark(source, cfg.limit, cfg.mode) for source in cfg.benchmarks}
-    if len(benchmarks) < len(cfg.benchmarks):
-        raise InputError(f"--benchmarks {' '.join(cfg.benchmarks)}: two have the same name; rename one")
+        return write_patches(cfg, named_models(cfg))
+    if not (sources := cfg.benchmarks):
+        sources = DEFAULTS.get(cfg.mode, ("hard", "long", "short", "large"))
+        if not (cfg.full or cfg.table):
+            sources, cfg.limit = sources[:2], cfg.limit or 40
+            print(f"a first look: {cfg.limit} problems each of {' and '.join(sources)}; --full takes all")
+    benchmarks = {Path(source).stem: load_benchmark(source, cfg.limit, cfg.mode) for source in sources}
+    if len(benchmarks) < len(sources):
+        raise InputError(f"--benchmarks {' '.join(sources)}: two have the same name; rename one")
+    if cfg.table:
+        return show(cfg.table, cfg.completions, benchmarks)
+    models = named_models(cfg)
     names = ("k", "temperature", "mode", "max_new_tokens", "max_turns", "seed", "dtype")
     settings = {name: getattr(cfg, name) for name in names}
     make_prompt = srl.with_prompt_file(rlvr.MODES[cfg.mode][0], cfg.prompt_file)
@@ -372,7 +372,7 @@ def main():
     for name, folder in models.items():
         evaluate(cfg, name, folder, benchmarks, settings, prompts[name])
     if rank() == 0:
-        show(cfg.results)
+        show(cfg.results, cfg.completions, benchmarks)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import gc
 import math
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import tyro
 
@@ -43,3 +44,15 @@ def parse_flags(defaults, description, recipes=None):
         raise InputError("; ".join(wrong))
     gc.freeze()  # imported modules stay: garbage collection need not scan them again
     return cfg
+
+
+def named_values(flag, words):
+    """{NAME: FOLDER} of words NAME=FOLDER; a FOLDER alone is named by its last part.
+
+    Raises InputError where two have the same name, or a name cannot be that of a file.
+    """
+    named = [word.split("=", 1) if "=" in word else (Path(word).name, word) for word in words]
+    names = [name for name, _ in named]
+    if wrong := [n for n in names if names.count(n) > 1 or n in ("", ".", "..") or "/" in n]:
+        raise InputError(f"--{flag}: {wrong[0]!r} must name one of them; write NAME=FOLDER for each")
+    return dict(named)

@@ -8,6 +8,7 @@ import torch
 
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}     # of every figure
 SETTINGS = ("k", "temperature", "max_new_tokens", "max_turns", "dtype", "prompt")   # where they differ
+CONTROL = "control: "        # a label that begins so is none of the paper's rows
 SCORES = ("k", "n", "runs", "avg", "low", "high", "greedy", "pass")     # other numbers are in a second table
 FORMATS = {"tokens": "{:.0f}", "calls": "{:.1f}"}       # of numbers that begin with this word; else percent
 
@@ -92,12 +93,13 @@ def verdict_means(parts):
     return {name: 100 * outcomes[name] / outcomes.total() for name in names}
 
 
-def call_means(parts):
-    """Calls of agents over the runs of one row on one benchmark; nothing for others."""
-    if "calls" not in parts[0]:
-        return {}
-    return {"calls a task": fmean(p["calls"] / p["k"] / len(p["right"]) for p in parts),
-            "invalid calls": 100 * fmean(p["invalid"] / max(p["calls"], 1) for p in parts)}
+def length_means(parts):
+    """Tokens and calls of an attempt over the runs of one row on one benchmark."""
+    means = {"tokens a response": fmean(p["tokens_per_response"] for p in parts)}
+    if "calls" in parts[0]:
+        means |= {"calls a task": fmean(p["calls"] / p["k"] / len(p["right"]) for p in parts),
+                  "invalid calls": 100 * fmean(p["invalid"] / max(p["calls"], 1) for p in parts)}
+    return means
 
 
 def score_tables(rows, benchmarks, k):
@@ -180,27 +182,58 @@ def values_of(results, name):
     return ", ".join(dict.fromkeys(str(part[name])[:40] for part in parts if name in part))
 
 
-def bar_panels(path, panels, colours, title, xlabel):
-    """Write a figure of horizontal bars. panels: {title: {label: (value, low, high)}}, in percent.
+def results_table(found, label, summary, difference, comparisons, notes):
+    """(Markdown, {name: {column: numbers}}, columns, k) of results {name: list of results}.
 
-    colours: {label: colour}; the first label is at the top.
+    label(name); summary(results, column, k) -> numbers, see score_tables; difference(results, others,
+    column) -> (mean, low, high), of the pairs of names in `comparisons`. notes: {benchmark: text below}.
+    """
+    found = with_columns(found)
+    parts = [item for results in found.values() for r in results for item in r["benchmarks"].items()]
+    columns, k = list(dict.fromkeys(b for b, _ in parts)), min(part["k"] for _, part in parts)
+    rows = {name: {b: summary(results, b, k) for b in columns if parts_of(results, b)}
+            for name, results in found.items()}
+    texts = score_tables({label(name): row for name, row in rows.items()}, columns, k)
+    differences = {f"{label(a)} minus {label(b)}": where_paired(difference, found[a], found[b], columns)
+                   for a, b in comparisons if {a, b} <= set(found)}
+    if differences:
+        texts.append(difference_table(differences, columns, k))
+    texts += dict.fromkeys(notes[b] for b in (column.split(" (")[0] for column in columns) if b in notes)
+    texts.append(caption({label(name): results for name, results in found.items()}))
+    return "\n\n".join(texts), rows, columns, k
+
+
+def bar_panels(path, panels, colours, title, xlabel):
+    """Write a figure of horizontal bars, two panels a row. panels: {title: {label: (value, low, high)}},
+    in percent.
+
+    colours: {label: colour}; the first label is at the top. Labels that begin with CONTROL are below the
+    others, under a heading of their own, and hatched.
     """
     import matplotlib
     from matplotlib.figure import Figure  # needs no screen, and leaves a notebook's backend alone
 
     matplotlib.rcParams.update(STYLE)
-    labels = list(colours)[::-1]
-    figure = Figure(figsize=(3.1 * len(panels) + 2.2, 0.42 * len(labels) + 1.7))
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (panel, bars) in zip(axes, panels.items(), strict=True):
+    controls = [label for label in colours if label.startswith(CONTROL)]
+    labels = [label for label in colours if label not in controls]
+    labels += ["controls:", *controls] if controls else []
+    columns, rows = min(2, len(panels)), math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(2.7 * columns + 2, (0.32 * len(labels) + 0.9) * rows + 0.8))
+    axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for ax in axes[len(panels):]:
+        ax.remove()
+    for ax, (panel, bars) in zip(axes, panels.items(), strict=False):
         for label, (value, low, high) in bars.items():
             y, ends = labels.index(label), [[max(0, value - low)], [max(0, high - value)]]
-            ax.barh(y, value, color=colours[label], height=0.7, xerr=ends,
-                    error_kw={"ecolor": "#333333", "capsize": 3, "lw": 1.2})
-            ax.text(max(high, value) + 2, y, f"{value:.0f}", va="center", fontsize=10)
-        ax.set(title=panel, xlim=(0, 112), xticks=(0, 50, 100), xlabel=xlabel)
-    axes[0].set_yticks(range(len(labels)), labels)
-    figure.suptitle(title, fontsize=13)
+            fill = {"color": "white", "hatch": "////"} if label in controls else {"color": colours[label]}
+            ax.barh(y, value, **fill, edgecolor=colours[label], height=0.7, xerr=ends,
+                    error_kw={"ecolor": "#333333", "capsize": 3})
+            ax.text(max(high, value) + 3, y, f"{value:.0f}", va="center", fontsize=10)
+        ax.set(title=panel, xlim=(0, 116), xticks=(0, 50, 100), ylim=(len(labels) - 0.4, -0.6))
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(range(len(labels)), [label.removeprefix(CONTROL) for label in labels])
+    figure.supxlabel(xlabel, fontsize=11)
+    figure.suptitle(title, fontsize=12)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-ENGINE = """run alarms preflight policy rollout kv_cache logprobs prefix_cache attention plain optimizer chat stored distributed agents/trajectories
+ENGINE = """run alarms preflight policy rollout kv_cache logprobs prefix_cache attention plain optimizer chat report stored distributed agents/trajectories
     agents/tools agents/sandbox agents/sandbox_process agents/swebench grader grader_process problems rewriter tables process flags files""".split()
 SCRIPTS = {"01_segment.py": 330, "02_srl_train.py": 480, "03_rlvr_train.py": 180, "04_eval.py": 380}       # lines at most
 FILES = [*SCRIPTS, *(f"engine/{name}.py" for name in ENGINE)]
@@ -24,7 +24,7 @@ def imported(name):
     for node in ast.walk(ast.parse(read(f"engine/{name}.py"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = "agents/" if "/" in name and node.level == 1 else ""
-            yield from (folder + part for part in ([node.module] if node.module else [alias.name for alias in node.names]))
+            yield from (folder + part for part in ([node.module.replace(".", "/")] if node.module else [alias.name for alias in node.names]))
 
 
 def test_the_list_above_is_the_folder_and_the_table_of_its_readme():

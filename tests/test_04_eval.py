@@ -114,6 +114,18 @@ def test_a_benchmark_of_the_hub_is_loaded_by_its_name(evaluate, monkeypatch):
     assert [(p["id"], p["problem"], p["answer"]) for p in problems] == [("0", "q0", "0"), ("1", "q1", "1"), ("2", "q2", "2")]
 
 
+@pytest.mark.parametrize(("flags", "expected"), [
+    ((), [("hard", 40), ("long", 40)]), (("--limit", "7"), [("hard", 7), ("long", 7)]), (("--benchmarks", "short"), [("short", None)]),
+    (("--full",), [("hard", None), ("long", None), ("short", None), ("large", None)]), (("--mode", "agent"), [("modules", 40), ("larger", 40)])])
+def test_without_flags_the_first_problems_of_two_benchmarks_are_evaluated_with_full_all(evaluate, flags, expected, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(evaluate, "load_benchmark", lambda source, limit, mode: loaded.append((source, limit)))
+    monkeypatch.setattr("sys.argv", ["04_eval.py", "--models", "two/a", "one/a", *flags])
+    with pytest.raises(InputError, match="'a' must name one"):
+        evaluate.main()
+    assert loaded == expected
+
+
 def test_a_benchmark_that_cannot_serve_is_refused_and_the_problem_named(evaluate, tmp_path, monkeypatch):
     path = str(tmp_path / "b.jsonl")
     with pytest.raises(InputError, match="no such file, and no benchmark of the hub: amc23, aime24"):
@@ -236,6 +248,17 @@ def test_completions_are_used_for_the_same_problem_prompt_and_weights_and_graded
     change(tmp_path)
     made, found = job(*(str(flag).format(tmp_path) for flag in flags))
     assert made == sampled and found["benchmarks"]["b"]["greedy"] == right
+
+
+@pytest.mark.parametrize("flags", [(), ("--regrade",), ("--limit", "1"), ("--table", "{}/r")])
+def test_the_page_beside_the_table_shows_the_attempts(job, tmp_path, flags):
+    job()
+    (tmp_path / "r/report.html").unlink()
+    job(*(flag.format(tmp_path) for flag in flags))
+    shown = json.loads((tmp_path / "r/report.html").read_text().partition('id="data">')[2].partition("</script>")[0])
+    problems = shown["benchmarks"][0]["problems"]
+    assert [(p["problem"], [a["outcome"] for a in p["attempts"]["m"]], p["turns"][0][0]) for p in problems] == [
+        ("1 + 1", ["wrong", "wrong"], "1. **1 + 1** \\boxed{2}"), ("4 - 2", ["right", "wrong"], "1. **4 - 2** \\boxed{2}")][:1 if "--limit" in flags else 2]
 
 
 def test_an_edited_prompt_file_of_the_same_name_is_another_prompt(job, tmp_path):

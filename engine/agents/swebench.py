@@ -1,10 +1,7 @@
 """SWE-bench, oracle setting: without this file no edit of a completion becomes a patch for its harness."""
 import difflib
-import importlib.util
 import re
-import shutil
 import subprocess
-import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +14,9 @@ SYSTEM = (
     "Then write the edits, each in this form:\n### path/to/file.py\n<<<<<<< SEARCH\nlines as they stand in the file, enough to occur once\n=======\n"
     "lines in their place\n>>>>>>> REPLACE\nA new file has nothing between SEARCH and =======.")
 START, DIVIDER, END = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
+EDIT = re.compile(rf"^{START}\s*?\n(.*?)^{END}\s*?$", re.DOTALL | re.MULTILINE)
 # an edit may hold tags of thoughts: it changes a file that has them
-EDIT_OR_THOUGHT = re.compile(rf"^{re.escape(START)}\s*?\n.*?^{re.escape(END)} | {THOUGHT_TAG.pattern}",
+EDIT_OR_THOUGHT = re.compile(rf"(?-x:{EDIT.pattern}) | {THOUGHT_TAG.pattern}",
                              re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
 FILE_NAME = re.compile(r"(?:\S*/)?(?:\w*file|\S+\."
                        r"(?:py[ix]?|rst|md|txt|cfg|toml|ini|json|ya?ml|html|css|[jt]s|c|h|in|sh))")
@@ -52,27 +50,18 @@ def parse_edits(text, files=()):
     A heading before an edit names its path; an edit without one is of the last path. Raises ValueError
     where there is no edit, or one that is not complete.
     """
-    edits, path, begin = [], None, None
-    lines = text.replace("\r\n", "\n").split("\n")
-    for number, line in enumerate(lines):
-        mark = line.rstrip()
-        if mark == START:
-            if begin is not None or path is None:
-                raise ValueError("an edit in an edit, or without a path")
-            begin = number + 1
-        elif mark == END:
-            if begin is None:
-                raise ValueError("the end of an edit that does not begin")
-            inside = [f"{line}\n" for line in lines[begin:number]]
-            cuts = [i for i, line in enumerate(inside) if line.rstrip() == DIVIDER]
-            if not cuts:
-                raise ValueError("an edit without a divider")
-            edits.append((path, [("".join(inside[:i]), "".join(inside[i + 1:])) for i in cuts]))
-            begin = None
-        elif begin is None:
+    edits, path, position, text = [], None, 0, text.replace("\r\n", "\n")
+    for edit in EDIT.finditer(text):
+        for line in text[position:edit.start()].split("\n"):
             path = named_path(line, files) or path
-    if begin is not None:
-        raise ValueError("an edit that does not end")
+        inside, position = re.findall(r".*\n", edit[1]), edit.end()
+        marks = [line.rstrip() for line in inside]
+        cuts = [i for i, mark in enumerate(marks) if mark == DIVIDER]
+        if path is None or START in marks or not cuts:
+            raise ValueError("an edit without a path or a divider, or in another edit")
+        edits.append((path, [("".join(inside[:i]), "".join(inside[i + 1:])) for i in cuts]))
+    if re.search(rf"^(?:{START}|{END})\s*$", EDIT.sub("", text), re.MULTILINE):
+        raise ValueError("an edit that does not begin or end")
     if not edits:
         raise ValueError("no edit")
     return edits
@@ -192,18 +181,15 @@ def load_instances(source, repositories, limit=None):
     return rows[:limit]
 
 
-def write_predictions(path, model, instances, texts, dataset):
-    """Write predictions.jsonl of texts (None: truncated), and run the official harness or print how to."""
+def write_predictions(folder, model, instances, texts, dataset):
+    """Write MODEL/predictions.jsonl in a folder, of texts (None: truncated); prints the command of the
+    official harness."""
     patches = [("", "truncated") if text is None else patch_of(text, instance["files"])
                for text, instance in zip(texts, instances, strict=True)]
+    path = folder / model / "predictions.jsonl"
     write_jsonl(path, [{"instance_id": i["instance_id"], "model_name_or_path": model, "model_patch": patch}
                        for i, (patch, _) in zip(instances, patches, strict=True)])
     outcomes = Counter(outcome for _, outcome in patches).most_common()
     print(f"{path}: {len(patches)} instances; " + ", ".join(f"{n} {outcome}" for outcome, n in outcomes))
-    command = ["-m", "swebench.harness.run_evaluation", "--dataset_name", str(dataset),
-               "--predictions_path", str(path), "--run_id", model]
-    docker = shutil.which("docker") and subprocess.run(["docker", "info"], capture_output=True)
-    if docker and docker.returncode == 0 and importlib.util.find_spec("swebench"):
-        subprocess.run([sys.executable, *command], check=True)
-    else:
-        print(f"to grade it, on a machine with Docker: pip install swebench && python {' '.join(command)}")
+    print("to grade it, on a machine with Docker: pip install swebench && python -m swebench.harness."
+          f"run_evaluation --dataset_name {dataset} --predictions_path {path} --run_id {model}")
