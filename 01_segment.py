@@ -6,7 +6,7 @@ The split into training and validation is by problem, never by step: steps of on
 The paper's targets are steps 1..N-1 (--targets literal); here all N are: a policy has to learn to finish too.
 
 in:      problems with solutions (and thoughts, one per step) or trajectories; a local file or a hub data set
-out:     runs/data/train.jsonl, runs/data/val.jsonl: one example a line
+out:     runs/data/train.jsonl, val.jsonl: one example a line; dropped.jsonl: what was dropped and why
 command: python 01_segment.py                 # the miniature's 1,260 problems, 2 s
          python 01_segment.py --dataset simplescaling/s1K-1.1 --solution_column deepseek_attempt
          python 01_segment.py --dataset SWE-bench/SWE-smith-trajectories --trajectories --out runs/swe
@@ -232,14 +232,15 @@ def trajectory_examples(row, pairs=2, max_observation=8000):
 
 
 def all_examples(records, make, **options):
-    """(examples, reasons): the examples that `make` makes of all records, and how often why it made none."""
-    examples, reasons = [], Counter()
+    """(examples, dropped): the examples that `make` makes of all records; why it makes none of one."""
+    examples, dropped = [], []
     for record in records:
         try:
             examples += make(record, **options)
         except ValueError as error:
-            reasons[str(error)] += 1
-    return examples, reasons
+            first = str(record.get("solution") or "").strip().partition("\n")[0]
+            dropped.append({"id": record["id"], "reason": str(error), "solution": first})
+    return examples, dropped
 
 
 def segment(records, targets="all", title_hint=False):
@@ -267,7 +268,7 @@ def split_by_problem(examples, num_val, seed):
 def report(records, examples, reasons):
     """Print what was dropped and why, the number of steps, and three examples."""
     rows, dropped, problems = len(records), sum(reasons.values()), len(set(problem_ids(records).values()))
-    why = "".join(f"; {n} {reason}" for reason, n in reasons.most_common())
+    why = "".join(f"; {n} {r}" for r, n in reasons.most_common()) + "; see dropped.jsonl" * bool(dropped)
     of = f" rows of {problems}" if problems < rows else ""
     print(f"{rows}{of} problems read, {rows - dropped} kept, {dropped} dropped{why}")
     if unanswered := {e["id"] for e in examples if not e["answer"] and "context" not in e}:
@@ -283,14 +284,14 @@ def report(records, examples, reasons):
 
 
 def read(cfg, source):
-    """(records, examples, reasons, notes) of the solutions or trajectories that the flags name."""
+    """(records, examples, dropped, notes) of the solutions or trajectories that the flags name."""
     split = cfg.split if cfg.dataset else None
     if cfg.trajectories:
         records, _ = read_trajectories(source, split)
-        examples, reasons = segment_trajectories(records, cfg.context_pairs, cfg.max_observation)
+        examples, dropped = segment_trajectories(records, cfg.context_pairs, cfg.max_observation)
         cut_off = sum(row.get("cut_off", 0) for row in records)
         note = f"{cut_off} calls without an end, or inside thoughts, are left out"
-        return records, examples, reasons, [note] if cut_off else []
+        return records, examples, dropped, [note] if cut_off else []
     columns = {field: getattr(cfg, f"{field}_column") for field in COLUMNS}
     records = read_problems(source, split, columns, need=("problem", "solution"))
     if cfg.rewrite:
@@ -307,20 +308,19 @@ def main():
     if cfg.rewrite_url and not cfg.rewrite:
         raise InputError("--rewrite_url: name the model with --rewrite")
     source = cfg.dataset or cfg.data
-    records, examples, reasons, notes = read(cfg, source)
+    records, examples, dropped, notes = read(cfg, source)
     if not examples:
         fault = ("no trajectory has calls, such as <function=..> or a command" if cfg.trajectories else
                  "no solution has numbered steps such as '1. **Title** action' on lines of their own")
-        raise InputError(f"{source}: {fault} ({dict(reasons)})")
+        raise InputError(f"{source}: {fault} (problem {dropped[0]['id']}: {dropped[0]['reason']})")
     problems, usual = len(set(problem_ids(examples).values())), 30 if cfg.trajectories else 60
     tenth = max(problems // 10, min(1, problems - 1))       # of a single problem none: it validates itself
-    num_val = cfg.num_val
-    if num_val is None and (num_val := min(usual, tenth)) < usual:
+    if (num_val := cfg.num_val) is None and (num_val := min(usual, tenth)) < usual:
         notes.append(f"{tenth} of {problems} problems are held out, at most a tenth; --num_val sets it")
     train, val = split_by_problem(examples, num_val, cfg.seed)
-    write_jsonl(cfg.out / "train.jsonl", train)
-    write_jsonl(cfg.out / "val.jsonl", val)
-    report(records, examples, reasons)                      # after the files: a closed pipe costs no data
+    for name, part in (("train", train), ("val", val), ("dropped", dropped)):
+        write_jsonl(cfg.out / f"{name}.jsonl", part)
+    report(records, examples, Counter(d["reason"] for d in dropped))     # last: a closed pipe costs no data
     print("\n", *(f"{note}\n" for note in notes), sep="", end="")
     print(f"{cfg.out}: {len(train)} examples in train.jsonl, {len(val)} of {num_val} problems in val.jsonl")
 

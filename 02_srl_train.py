@@ -1,8 +1,7 @@
 """Stage 2: SRL. GRPO with a dense reward: the similarity of every action to the expert's.
 
 From a problem and the steps so far the policy writes its own monologue in <think> tags, then the next step.
-The reward looks at the step alone (paper section 4.2), so every prompt has a signal, also where no rollout
-would ever solve the problem. The knobs say what the paper states, and where it is silent.
+Only the step is rewarded (paper section 4.2), so there is a signal also where no rollout solves the problem.
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a causal language model with its tokenizer
 out:     runs/srl/model (the best by validation), log.jsonl, completions.txt (samples), checkpoints
@@ -11,6 +10,7 @@ command: python 02_srl_train.py                        # 2 CPU cores, 2 min; aga
          python 02_srl_train.py --recipe agents        # the agents' miniature
          torchrun --nproc-per-node 8 02_srl_train.py   # 8 GPUs
 """
+import engine  # noqa: F401  # isort: skip    first: Ctrl-C during the other imports ends in one line
 import json
 import math
 import random
@@ -26,7 +26,7 @@ import torch
 from engine.alarms import alarms
 from engine.chat import encode_target, encode_texts, eos_id, fill, full_text, prompt_text, read_prompt_file
 from engine.distributed import gather, join_ranks, on_all_ranks
-from engine.files import InputError, read_train_and_val, run_main
+from engine.files import InputError, read_train_and_val, run_main, shorten
 from engine.flags import parse_flags
 from engine.logprobs import micro_batches, num_tokens, token_logprobs, update_cost
 from engine.prefix_cache import PrefixCache
@@ -310,13 +310,13 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, kept
 
 
 def sample_text(step, samples):
-    """The text of completions.txt about an update: a few completions with reward and expected action."""
+    """The text about an update in completions.txt: a few completions with reward and expected action."""
     text = ""
     for episode, reward in samples:
         e, completion = episode.example, episode.turns[-1].text
         where = f"problem {e['id']}" + (f", step {e['k']} of {e['n']}" if "k" in e else "")
         text += (f"=== update {step}, {where}: reward {reward:.3f}\n{completion}\n"
-                 f"--- expected: {e.get('action') or e.get('answer')}\n\n")
+                 f"--- expected\n{e.get('action') or e.get('answer')}\n\n")
     return text
 
 
@@ -413,7 +413,7 @@ def train_sft(cfg, examples, val_examples):
 
 
 # 9. Training loop
-SHOWN = ("loss", "exact", "reward", "kept", "sampled", "tokens", "val_exact", "val_reward")  # on screen
+SHOWN = ("exact", "reward", "kept", "sampled", "val_exact", "val_reward", "tokens", "loss")  # on screen
 
 
 def read_examples(cfg, names=("id", "problem", "action", "k", "n")):
@@ -426,12 +426,13 @@ def read_examples(cfg, names=("id", "problem", "action", "k", "n")):
 def validate(run, examples, make_prompt, reward_fn, extend, cfg):
     """Share of rewards of 1 (an exact step, a solved problem) and mean reward, seeds fixed."""
     seeded = [(f"validation {i}", example) for i, example in enumerate(examples)]
-    temperature = 0 if cfg.val_samples == 1 else cfg.temperature
     scored = score_episodes(run.policy, run.tokenizer, seeded, cfg.val_samples, make_prompt, reward_fn,
-                            extend, cfg, temperature)
+                            extend, cfg, 0 if cfg.val_samples == 1 else cfg.temperature)
     r = torch.tensor([rewards for _, rewards in scored])            # (examples, val_samples)
+    unsolved = [(group[0], rewards[0]) for group, rewards in scored if max(rewards) < 1]
     return {"val_exact": (r >= 1).float().mean().item(), "val_reward": r.mean().item(),
-            "val_completion": scored[0][0][0].turns[-1].text}
+            "val_completion": scored[0][0][0].turns[-1].text,
+            "val_unsolved": shorten(sample_text(run.step, unsolved[:1]), 2000)}
 
 
 def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
@@ -455,14 +456,13 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
             kept_share = sum(line["kept"] for line in recent) / sum(line["sampled"] for line in recent)
             groups, stats = collect(run.policy, run.tokenizer, cursor, make_prompt, reward_fn, extend, cfg,
                                     kept_share, most=max(1, left // cfg.group_size))
-            text = sample_text(run.step + 1, stats.pop("samples"))
             turns = []                                          # the turns of an episode share its advantage
             for episodes, _, advantages in groups:
                 for episode, advantage in zip(episodes, advantages.tolist(), strict=True):
                     turns += [(*turn[:3], advantage) for turn in episode.turns]
             if turns:
                 stats |= update(run.policy, run.optimizer, turns, cfg, f"{cfg.seed}, update {run.step}")
-            run.updated(stats, turns, text, cursor=cursor.position)
+            run.updated(stats, turns, sample_text(run.step + 1, stats.pop("samples")), cursor=cursor.position)
 
 
 def main():

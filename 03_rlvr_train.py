@@ -1,12 +1,11 @@
 """Stage 3: RLVR. The GRPO of stage 2 with a verifiable reward: 1 if the final answer is right, else 0.
 
-Sampling, dynamic sampling (it drops groups all right or all wrong), loss and loop are those of 02. Modes:
-stepwise, one completion for each step; single, one for a problem (paper); agent, one for each call, which is
-executed: reward 1 where the hidden tests pass. Prompt and reward values are ours, the paper gives none.
+Sampling, dynamic sampling, loss and loop are those of 02. Modes: stepwise, a completion a step; single, one a
+problem (paper); agent, one a call, which is executed: reward 1 where the hidden tests pass.
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a model, runs/srl/model (02_srl_train.py)
 out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it
-command: python 03_rlvr_train.py                                               # 2 CPU cores, about 2 min
+command: python 03_rlvr_train.py                                               # 2 CPU cores, about 1 min
          python 03_rlvr_train.py --model miniature/base --out runs/rlvr        # RLVR alone
          python 03_rlvr_train.py --recipe agents                               # the agents' miniature
 """
@@ -35,7 +34,7 @@ class Config(srl.Config):
     out: str = str(srl.HERE / "runs/srl_rlvr")             # folder for everything that this run writes
     prompts_per_batch: int = 4          # (paper: 128) small batches: more updates for the same rollouts
     learning_rate: float = 1e-4         # (paper: 5e-7 for 7B)
-    rollouts: int = 36_000              # completions; a stepwise episode takes about six
+    rollouts: int = 18_000              # completions; a stepwise episode takes about six
     eval_every: int = 45                # updates between validations: few, so that chance chooses less
     val_samples: int = 8                # of 60 problems eight samples each say more than one greedy answer
     steps_left: int | None = None       # begin after the expert's first steps, with 1 to so many left

@@ -6,6 +6,8 @@ from collections import Counter
 from contextlib import suppress
 from urllib.request import Request, urlopen
 
+from tqdm import tqdm
+
 from .files import InputError, first_line
 
 
@@ -75,14 +77,12 @@ def rewrite_solutions(records, ask, path, prompt, is_numbered, last_boxed):
     ask: prompt -> completion, stored in the file `path`. prompt: with %s for problem and for solution. Bare
     results stay: what leads to them would be invented. Returns the count of each outcome.
     """
-    ask, outcomes = ask_once(ask, path), Counter()
-    for record in records:
+    ask, bare = ask_once(ask, path), [r for r in records if not is_numbered(r["solution"])]
+    todo = [record for record in bare if len(record["solution"].split()) >= 20]
+    outcomes = Counter({"too short to rewrite": len(bare) - len(todo)} if len(bare) > len(todo) else {})
+    progress = tqdm(todo, desc="rewriting", unit="solution", disable=not todo)
+    for record in progress:
         original = record["solution"]
-        if is_numbered(original):
-            continue
-        if len(original.split()) < 20:
-            outcomes["too short to rewrite"] += 1
-            continue
         rewritten = ask(record["id"], original, prompt % (record["problem"], original))
         answer, boxed = ("".join((last_boxed(text) or "").split()) for text in (original, rewritten))
         if not is_numbered(rewritten):
@@ -92,4 +92,5 @@ def rewrite_solutions(records, ask, path, prompt, is_numbered, last_boxed):
         else:
             outcomes["rewritten"] += 1
             record["solution"] = rewritten
+        progress.set_postfix(outcomes)
     return outcomes

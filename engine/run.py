@@ -129,6 +129,17 @@ class Cursor:
         return taken
 
 
+def plan(cfg, data, total, unit, extends):
+    """One line on what a run will do. extends: an episode has several turns, each a completion."""
+    examples = f"{cfg.out}: {len(data[0]):,} examples, {len(data[1]):,} to validate on; "
+    if unit == "batch":
+        return f"{examples}{total:,} batches of {cfg.sft_batch}, {cfg.epochs} epochs; bar: [time so far<left]"
+    size = cfg.prompts_per_batch * cfg.group_size
+    least = math.ceil(total / (size * cfg.max_tries * (cfg.max_turns if extends else 1)))
+    return (f"{examples}{total:,} completions in {least:,} to {math.ceil(total / size):,} updates of "
+            f"{cfg.prompts_per_batch} prompts x {cfg.group_size} or more; bar: [time so far<left]")
+
+
 class Run:
     """Owns policy, tokenizer and optimizer, and what a checkpoint stores of a run: counters, log, best
     validation.
@@ -139,12 +150,14 @@ class Run:
 
     def __init__(self, cfg, data, make_prompt, functions, total, unit, shown, validate_every,
                  alarms=None, log=()):
-        """data: (training, validation) examples. functions: see identity_of. shown: names of a log line for
-        the screen. validate_every: steps between validations, which save too. alarms(log) -> {name: message}.
+        """data: (training, validation) examples. functions: see identity_of; the last one extends an episode,
+        if not None. shown: names of a log line for the screen, the first four for the bar too.
+        validate_every: steps between validations, which save too. alarms(log) -> {name: message}.
 
         Raises InputError, see check_start and load_checkpoint.
         """
         check_start(cfg, [*data[0], *data[1]], make_prompt)
+        print(plan(cfg, data, total, unit, functions[-1]))
         self.identity = identity_of(cfg, data, make_prompt, functions)
         self.cfg, self.out, self.total = cfg, Path(cfg.out), total
         self.shown, self.validate_every, self.alarms = shown, validate_every, alarms
@@ -163,8 +176,9 @@ class Run:
             print(f"{self.out}: continuing after update {self.step}", file=sys.stderr)
         self.track, self.interrupted = make_tracker(cfg), False
         self.replay_log()
+        # smoothing: the time left follows the last 20 updates, so about one validation
         self.bar = tqdm(total=total, initial=self.done or self.step, unit=unit, desc=self.out.name,
-                        dynamic_ncols=True, disable=rank() > 0)
+                        dynamic_ncols=True, smoothing=0.05, disable=rank() > 0)
 
     def __getattr__(self, name):
         """run.step, run.done, run.log, ..: the entries of the state."""
@@ -231,7 +245,7 @@ class Run:
             self.track(line)
             if self.step % self.cfg.save_every == 0:
                 self.save()
-        shown = {name: f"{line[name]:.3g}" for name in self.shown[1:5]}
+        shown = {name: f"{line[name]:.3g}" for name in self.shown[:4]}
         self.bar.set_postfix(shown, val=f"{self.best[0]:.1%}")
 
     def stepped(self, norm, **state):
@@ -258,6 +272,8 @@ class Run:
         self.save()
         self.track(line)
         self.print_line(line)
+        if not self.step:
+            self.bar.unpause()                                      # the first update does not pay for it
 
     def append_text(self, text):
         """Append to completions.txt, without what updates after the checkpoint had written. Returns its new
@@ -286,8 +302,8 @@ class Run:
     def print_line(self, line):
         shown = [f"{name} {line[name]:.3g}" for name in self.shown if line.get(name) is not None]
         tqdm.write(f"update {line['step']}: " + ", ".join(shown))
-        if line["step"]:
-            tqdm.write(f"  on validation: {line['val_completion']!r}")
+        if line.get("val_unsolved"):
+            tqdm.write(line["val_unsolved"].rstrip())
 
     def replay_log(self):
         """Print what the screen showed before an interruption."""

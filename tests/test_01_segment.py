@@ -157,8 +157,8 @@ def test_what_is_not_numbered_1_to_n_is_dropped_and_the_reason_named_and_counted
     with pytest.raises(ValueError, match=f"^{reason}$"):
         segment.split_steps(solution)
     records = [{"id": 1, "problem": "p", "solution": SOLUTION, "answer": "1"}, {"id": 2, "problem": "q", "solution": solution, "answer": "4"}]
-    examples, reasons = segment.segment(records)
-    assert {e["id"] for e in examples} == {"1"} and dict(reasons) == {reason: 1}
+    examples, dropped = segment.segment(records)
+    assert {e["id"] for e in examples} == {"1"} and [d["reason"] for d in dropped] == [reason]
 
 
 def test_any_text_segments_or_is_refused_without_a_crash(segment):
@@ -359,8 +359,8 @@ STEPS = "1. **A** x\n2. **B** \\boxed{5}"
     f"<|channel|>analysis<|message|>w<|end|><|start|>assistant<|channel|>final<|message|>{STEPS}<|return|>", f"◁think▷w◁/think▷{STEPS}",
     "1. **A** x<think> w </think>\n2. **B** \\boxed{5}", f"{STEPS}\n<think>w, never closed", f"<Reasoning>w</Reasoning>\n{STEPS}"])
 def test_thoughts_reach_no_context_and_tags_no_target(segment, tmp_path, text):
-    examples, reasons = segment.segment(load(tmp_path, [{"problem": "p", "solution": text}]))
-    assert [e["action"] for e in examples] == ["1. **A** x", "2. **B** \\boxed{5}"] and not reasons
+    examples, dropped = segment.segment(load(tmp_path, [{"problem": "p", "solution": text}]))
+    assert [e["action"] for e in examples] == ["1. **A** x", "2. **B** \\boxed{5}"] and not dropped
     assert [e["partial"] for e in examples] == ["", "1. **A** x\n"] and {e["answer"] for e in examples} == {"5"}
 
 
@@ -478,6 +478,19 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
         assert len(files.read_jsonl(tmp_path / "train.jsonl")) == 7191
 
 
+def test_what_is_dropped_is_listed_with_its_reason_and_the_list_is_empty_where_nothing_is(segment, tmp_path, monkeypatch, capsys):
+    def dropped(*solutions):
+        files.write_jsonl(tmp_path / "a.jsonl", [{"id": f"a{n}", "problem": f"p{n}", "solution": s} for n, s in enumerate(solutions)])
+        monkeypatch.setattr("sys.argv", ["01", "--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path)])
+        segment.main()
+        return [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
+    assert dropped(numbered("{}. **T**"), "\n1. **A** x\n3. **C** y", numbered("{}. **T**"), "just 4") == [
+        {"id": "a1", "reason": "numbering skips", "solution": "1. **A** x"},
+        {"id": "a3", "reason": "no numbered steps with a title", "solution": "just 4"}]
+    assert "4 problems read, 2 kept, 2 dropped; 1 numbering skips; 1 no numbered steps with a title; see dropped.jsonl\n" in capsys.readouterr().out
+    assert dropped(numbered("{}. **T**"), numbered("{}. **T**")) == [] and "2 kept, 0 dropped\n" in capsys.readouterr().out
+
+
 ROWS = [{"question": f"q{n}", "attempt": numbered("{}. **T**") + f"\\boxed{{{n}}}"} for n in range(3)]
 
 
@@ -544,12 +557,14 @@ def test_the_last_complete_box_is_found_in_one_pass(text, box):
 PROSE = "We add the two numbers and obtain their sum, which is then divided by two as the problem asks, so the mean is \\boxed{4}."
 
 
-def test_rewriting_keeps_what_passes_the_check_and_counts_what_does_not(segment, tmp_path):
+def test_rewriting_keeps_what_passes_the_check_and_counts_what_does_not_while_it_goes_on(segment, tmp_path, capsys):
     records = [{"id": str(i), "problem": f"p{i}", "solution": s} for i, s in enumerate([PROSE, PROSE, PROSE, "4", numbered("{}. **T**")])]
     answers = {"p0": "<think>hm</think>\n1. **Add** a + b\n2. **Halve** \\boxed{4}", "p1": "no list", "p2": "1. **Add** a\n2. **Halve** \\boxed{5}"}
     asked = []
     outcome = segment.rewrite(records, lambda prompt: asked.append(prompt.partition("Problem:\n")[2][:2]) or answers[asked[-1]], tmp_path / "rewritten.jsonl")
     assert outcome == {"rewritten": 1, "rejected, no numbered steps": 1, "rejected, another answer": 1, "too short to rewrite": 1}
+    bar = capsys.readouterr().err.split("\r")[-1]
+    assert "rewriting: 100%" in bar and "3/3" in bar and "rewritten=1, rejected, no numbered steps=1, rejected, another answer=1]" in bar
     assert records[0]["solution"].startswith("1. **Add**") and records[1]["solution"] == PROSE and asked == ["p0", "p1", "p2"]
 
 

@@ -5,6 +5,7 @@ import math
 import random
 from dataclasses import replace
 from difflib import SequenceMatcher
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -253,6 +254,19 @@ def test_the_cursor_visits_every_example_once_an_epoch_and_continues_from_its_po
     first = srl.Cursor(list(range(10)), 3).take(25)
     assert sorted(first[:10]) == sorted(first[10:20]) == list(range(10)) and first[:10] != first[10:20]
     assert srl.Cursor(list(range(10)), 3, 13).take(12) == first[13:]
+
+
+def test_a_validation_names_the_first_problem_that_no_sample_solves_with_the_expected_step_and_none_if_all_are(srl, tiny, tokenizer, task):
+    cfg, examples, _ = task
+    run = SimpleNamespace(policy=tiny, tokenizer=tokenizer, step=7)
+
+    def validate(solved):
+        rewards = {e["id"]: [1.0 if e["id"] in solved else 0.25, 0.75] for e in examples}
+        return srl.validate(run, examples, srl.srl_prompt, lambda text, e: rewards[e["id"]].pop(0), None, replace(cfg, val_samples=2))
+    metrics = validate({"0", "1", "3"})
+    first, *_, marker, expected = metrics["val_unsolved"].rstrip().split("\n")
+    assert (first, marker, expected) == ("=== update 7, problem 2, step 1 of 1: reward 0.250", "--- expected", "1")
+    assert metrics["val_exact"] == 3 / 24 and validate({e["id"] for e in examples})["val_unsolved"] == ""
 
 
 @pytest.mark.parametrize("signal", [True, False])

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -16,10 +17,11 @@ import pytest
 import torch
 from conftest import ROOT
 
+import engine
 from engine.alarms import alarms
 from engine.files import InputError
 from engine.policy import load_policy
-from engine.run import make_tracker
+from engine.run import make_tracker, plan
 
 KILLS = int(os.environ.get("SRL_KILLS", 2))
 
@@ -105,6 +107,50 @@ def test_ctrl_c_and_sigterm_save_the_last_complete_update_first(start, tmp_path,
     wait(process, 130)
     run = torch.load(tmp_path / "stopped/checkpoint.pt", weights_only=True)["run"]
     assert run["step"] >= 2 and run["completions_size"] == completions.stat().st_size
+
+
+def script(name, *flags, **env):
+    """A script of the project in a process of its own, for which Ctrl-C is not ignored."""
+    return subprocess.Popen([sys.executable, ROOT / name, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, **env}, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+
+
+@pytest.mark.parametrize("name", ["02_srl_train.py", "03_rlvr_train.py", "04_eval.py"])
+def test_ctrl_c_during_an_import_ends_in_one_line_although_packages_catch_it(tmp_path, name):
+    (tmp_path / "torch.py").write_text("import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    os = None\nos.sep\n")
+    process = script(name, "--help", PYTHONPATH=str(tmp_path))
+    assert (*process.communicate(), process.returncode) == ("", "\ninterrupted\n", 130)
+    assert signal.getsignal(signal.SIGINT) != engine.stop                   # a test or notebook that imports the same keeps its own
+
+
+def test_ctrl_c_after_the_imports_says_how_to_continue(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    process = script("01_segment.py", "--data", tmp_path / "pipe.jsonl", "--out", tmp_path)
+    with open(tmp_path / "pipe.jsonl", "w"):                                # waits until the script reads
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == ("", "\ninterrupted; run the same command again to continue\n") and process.returncode == 130
+
+
+def test_a_run_begins_with_a_line_on_its_examples_completions_and_updates_that_real_runs_agree_with(srl, rlvr, train, capsys):
+    for name, config, extends in (("srl", srl.Config(), None), ("srl_rlvr", rlvr.Config(), rlvr.next_turn)):
+        for path in ROOT.glob(f"results/miniature/seed*/{name}.log.jsonl"):
+            last = read_log(path)[-1]
+            line = plan(config, ([0] * 7191, [0] * 358), last["done"], "rollout", extends)
+            least, most = re.search(r"7,191 examples, 358 to validate on; [\d,]+ completions in ([\d,]+) to ([\d,]+) updates", line).groups()
+            assert int(least) <= last["step"] <= int(most.replace(",", ""))
+    assert plan(srl.Config(out="o"), ([0] * 7191, [0] * 358), 48_000, "rollout", None) == (
+        "o: 7,191 examples, 358 to validate on; 48,000 completions in 125 to 375 updates of 16 prompts x 8 or more; bar: [time so far<left]")
+    train(rollouts=8)
+    assert "out: 12 examples, 2 to validate on; 8 completions in 1 to 2 updates of 2 prompts x 2 or more" in capsys.readouterr().out
+
+
+def test_the_screen_shows_exact_and_reward_first_and_at_each_validation_a_problem_that_is_not_solved(train, capsys):
+    log = train(lambda text, example: 0.5 if example["id"] == "1" else len(text) / 100, rollouts=24, eval_every=2)
+    printed = capsys.readouterr()
+    shown = [line["val_unsolved"].rstrip() for line in log if "val_exact" in line]
+    assert len(shown) > 2 and all(text in printed.out for text in shown) and "=== update 2, problem 0, step 1 of 1: reward 0.0" in printed.out
+    assert re.search(r"^update 2: exact \S+, reward \S+, kept \S+, sampled \S+, val_exact", printed.out, re.MULTILINE)
+    assert re.search(r"12/24 .*rollout/s, exact=\S+, reward=\S+, kept=\S+, sampled=\S+, val=", printed.err)
 
 
 @pytest.fixture
