@@ -1,29 +1,48 @@
-"""The notebooks' drawing code: a notebook computes the numbers in the open, a function here draws them."""
+"""The notebooks' drawing code: a notebook computes the numbers in the open, a function here draws them.
+
+A figure is WIDTH inches wide, so that its text can be read on a phone too; panels are below each other.
+"""
 import json
+import math
 import sys
+import textwrap
 from difflib import SequenceMatcher
 from html import escape
 from importlib import import_module
 from inspect import getsource
+from io import BytesIO
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
+import PIL.Image
 import torch
-from IPython.display import HTML, Markdown
+from IPython.display import HTML, Image, Markdown, display
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "miniature")]
 segmentation, evaluate = import_module("01_segment"), import_module("04_eval")
 rlvr, srl, agents = evaluate.rlvr, evaluate.srl, import_module("agents")     # miniature/agents.py
-label, STYLE = evaluate.label, import_module("engine.tables").STYLE
+engine, label, tables = import_module("engine"), evaluate.label, evaluate.tables
+draw = sys.modules[__name__]        # a notebook's one line: from pictures import draw, torch, srl ..
 
+WIDTH = 6.0
 BLUE, GREEN, ORANGE, GREY, PALE = "#0072B2", "#009E73", "#D55E00", "#777777", "#bbbbbb"
-plt.rcParams.update({**STYLE, "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN])})    # C0, C1, C2
+plt.rcParams.update({**tables.STYLE, "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN])})   # C0..C2
 
 
 def colour(name):
     return evaluate.METHODS[name][1]
+
+
+def control(name):
+    """Whether a method is none of the paper's: hatched bars, dashed lines."""
+    return label(name).startswith(tables.CONTROL)
+
+
+def short_label(name):
+    return label(name).removeprefix(tables.CONTROL)
 
 
 def read_log(path):
@@ -44,23 +63,29 @@ def source(*functions):
     return Markdown(f"```python\n{text}\n```")
 
 
+def code_cell(text):
+    """HTML of a text, which is escaped: its line breaks and blanks stay, and only blanks are broken."""
+    lines = [line.replace("  ", "&nbsp;&nbsp;") for line in text.splitlines()]
+    return "<br>".join(f"<code>{line}</code>" for line in lines if line)
+
+
+def html_table(head, rows):
+    """A table of HTML cells without styles, which some pages strip; align beats the right of others."""
+    heads = "".join(f"<th><div align='left'>{escape(str(text))}</div></th>" for text in head)
+    lines = ["".join(f"<td><div align='left'>{cell}</div></td>" for cell in row) for row in rows]
+    return HTML(f"<table>{''.join(f'<tr>{line}</tr>' for line in (heads, *lines))}</table>")
+
+
 def table(head, rows):
-    """A table of texts: line breaks and blanks stay, also where a page strips styles."""
-    def line(tag, cells):
-        style = "text-align:left;vertical-align:top"
-        parts = [f"<{tag} style='{style}'>{cell}</{tag}>" for cell in cells]
-        return f"<tr>{''.join(parts)}</tr>"
-    lines = [line("th", map(escape, map(str, head)))]
-    for row in rows:
-        style = "background:none;word-break:normal"
-        cells = [f"<pre style='{style}'><code>{escape(str(cell))}</code></pre>" for cell in row]
-        lines.append(line("td", cells))
-    return HTML(f"<table>{''.join(lines)}</table>")
+    """A table of texts; code is what has a line break or a sign of code or of a formula."""
+    def cell(text):
+        return code_cell(escape(text)) if set("\n\\$<*=") & set(text) else escape(text)
+    return html_table(head, [[cell(str(text)) for text in row] for row in rows])
 
 
 def matching_blocks(pairs):
     """A table of (action, expert's action): the action with matching characters underlined, M, T and R."""
-    lines = ["<tr><th>action</th><th>M</th><th>T</th><th>R = 2M / T</th></tr>"]
+    rows = []
     for action, expert in pairs:
         blocks = SequenceMatcher(None, action, expert, autojunk=False).get_matching_blocks()
         text, end = "", 0
@@ -69,22 +94,30 @@ def matching_blocks(pairs):
             end = begin + size
             text += f"<u>{escape(action[begin:end])}</u>" if size else ""
         M, T = sum(size for _, _, size in blocks), len(action) + len(expert)
-        pre = f"<pre style='text-align:left;background:none;text-decoration-color:{GREEN}'>{text}</pre>"
-        lines.append(f"<tr><td>{pre}</td><td>{M}</td><td>{T}</td><td><b>{2 * M / T:.3f}</b></td></tr>")
-    return HTML(f"<table>{''.join(lines)}</table>")
+        rows.append((code_cell(text), M, T, f"<b>{2 * M / T:.3f}</b>"))
+    return html_table(("action", "M", "T", "R = 2M / T"), rows)
 
 
 def turns_side_by_side(columns):
     """A table of the first six steps of attempts {name: completions}: a row a step, thoughts above it."""
     rows = []
     for k in range(min(6, max(map(len, columns.values())))):
-        cells = [turns[k].replace("</think>\n", "</think>\n\n") if k < len(turns) else ""
-                 for turns in columns.values()]
+        cells = [turns[k] if k < len(turns) else "" for turns in columns.values()]
         rows.append((k + 1, *cells))
     return table(("step", *columns), rows)
 
 
-def tokens(rows, width=115):
+def display_figure(figure):
+    """Display a figure, two pixels for one of the page; 128 colours are a third of the bytes."""
+    file, small = BytesIO(), BytesIO()
+    figure.savefig(file, dpi=200, bbox_inches="tight", pad_inches=0.05)
+    plt.close(figure)
+    picture = PIL.Image.open(file).convert("RGB").quantize(128, dither=PIL.Image.Dither.NONE)
+    picture.save(small, "PNG", optimize=True)
+    display(Image(small.getvalue(), width=picture.width // 2))
+
+
+def token_boxes(rows, width=64):
     """Rows of tokens (text, fill, edge) as coloured boxes, wrapped at `width` characters; a text alone is a
     heading."""
     placed, line = [], 0
@@ -97,7 +130,7 @@ def tokens(rows, width=115):
             placed.append((line, column, text, fill, edge))
             column += len(text)
         line += 1.0 if isinstance(row, str) else 1.5
-    figure, ax = plt.subplots(figsize=(11, 0.26 * line + 0.1))
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.26 * line + 0.1))
     for line_number, column, text, fill, edge in placed:
         box = plt.Rectangle((column, line_number), len(text), 0.9, fc=fill, ec=edge, lw=1)
         ax.add_patch(box)
@@ -106,15 +139,16 @@ def tokens(rows, width=115):
     ax.set(xlim=(0, width), ylim=(line, 0))
     ax.axis("off")
     figure.subplots_adjust(0, 0, 1, 1)
-    plt.show()
+    display_figure(figure)
 
 
 # Figures that several notebooks use
 def finish(figure, title=None):
     if title:
-        figure.suptitle(title, fontsize=12)
+        lines = math.ceil(len(title) / 56)      # of about equal length
+        figure.suptitle(textwrap.fill(title, len(title) // lines + 8), fontsize=12)
     figure.tight_layout()
-    plt.show()
+    display_figure(figure)
 
 
 def in_thousands(ax, what="completions sampled"):
@@ -124,7 +158,7 @@ def in_thousands(ax, what="completions sampled"):
 
 def bars(values, title, xlabel, colours=BLUE, form="%.2f", right=1.15):
     """Horizontal bars {name: value} with their numbers."""
-    figure, ax = plt.subplots(figsize=(9, 0.42 * len(values) + 1.1))
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.42 * len(values) + 1.2))
     drawn = ax.barh(list(values), list(values.values()), color=colours)
     ax.bar_label(drawn, fmt=form, padding=4)
     ax.invert_yaxis()
@@ -133,7 +167,8 @@ def bars(values, title, xlabel, colours=BLUE, form="%.2f", right=1.15):
         ax.set_xlim(0, right * max(values.values()))
     else:
         ax.axvline(0, color=GREY, lw=1)
-        ax.margins(x=0.15)
+        ax.margins(x=0.35)
+    ax.locator_params(axis="x", nbins=5)
     finish(figure, title)
 
 
@@ -145,17 +180,17 @@ def means_of_ten(lines, value):
     return [part[-1]["done"] for part in parts], [s / w for s, w in zip(sums, weights, strict=True)]
 
 
-def kept(line):
+def kept_share(line):
     return line["kept"] / line["sampled"]
 
 
-def exact(line):
+def exact_share(line):
     return line["exact"]
 
 
 def runs_over_time(logs, panels):
     """Means of ten updates, a line a seed. logs: {method: logs}; a panel: title, ylabel, value, methods."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.8))
+    figure, axes = plt.subplots(len(panels), 1, figsize=(WIDTH, 3 * len(panels)))
     for ax, (title, ylabel, value, methods) in zip(axes, panels, strict=True):
         for method in methods:
             for n, lines in enumerate(logs[method]):
@@ -163,15 +198,15 @@ def runs_over_time(logs, panels):
                         label=None if n else label(method))
         ax.set(title=title, ylabel=ylabel, ylim=(-0.03, 1.03))
         in_thousands(ax, "completions sampled (a line per seed)")
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     finish(figure)
 
 
 def paired_differences(found, pairs, title, numbers=False):
     """For each benchmark the paired differences in avg@k of (method, other method), with 95 % intervals."""
     benchmarks = list(found["base"][0]["benchmarks"])
-    figure, axes = plt.subplots(1, len(benchmarks), figsize=(13, 0.5 * len(pairs) + 1.5), sharey=True)
-    for ax, bench in zip(axes, benchmarks, strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 0.72 * len(pairs) + 2.4), sharey=True)
+    for ax, bench in zip(axes.flat, benchmarks, strict=True):
         for y, (a, b) in enumerate(pairs):
             mean, low, high = evaluate.paired_difference(found[a], found[b], bench)
             ends = [[mean - low], [high - mean]]
@@ -181,9 +216,17 @@ def paired_differences(found, pairs, title, numbers=False):
                 ax.margins(x=0.15)          # for the numbers
         ax.axvline(0, color=GREY, lw=1)
         ax.set(title=bench, ylim=(len(pairs) - 0.5, -0.7))
-    axes[0].set_yticks(range(len(pairs)), [f"{label(a)} minus {label(b)}" for a, b in pairs])
+    names = [f"{short_label(a)} − {short_label(b)}" for a, b in pairs]
+    axes[0, 0].set_yticks(range(len(pairs)), names)
     figure.supxlabel("difference in points, paired by problem and seed, 95 % interval", fontsize=11)
     finish(figure, title)
+
+
+def results_figure(found):
+    """The figure that 04_eval.py writes."""
+    with TemporaryDirectory() as folder:
+        evaluate.make_figure(found, Path(folder) / "figure.png")
+        return Image((Path(folder) / "figure.png").read_bytes(), width=660)
 
 
 # 1. Segmentation
@@ -217,7 +260,7 @@ The greatest common divisor is \(\boxed{1}\).
 def questions(examples):
     """The triangle of a solution's examples: in row k steps 1..k-1 are given and step k is asked."""
     N = len(examples)
-    figure, ax = plt.subplots(figsize=(8, 0.45 * N + 0.8))
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.4 * N + 0.8))
     for row, example in enumerate(examples):
         for i in range(N):
             state = (i > example["k"] - 1) - (i < example["k"] - 1)         # -1 given, 0 asked, 1 later
@@ -234,7 +277,7 @@ def questions(examples):
 
 def lengths(sizes, examples):
     """How many steps solutions have, and how many characters actions have."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.2))
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.4))
     drawn = axes[0].bar([str(n) for n in sorted(sizes)], [sizes[n] for n in sorted(sizes)], color=BLUE)
     axes[0].bar_label(drawn)
     axes[0].margins(y=0.15)
@@ -248,7 +291,7 @@ def lengths(sizes, examples):
 # 2. SRL
 def near_copies(lengths, R):
     """R of a near copy by length, {autojunk: list}."""
-    figure, ax = plt.subplots(figsize=(9, 3.2))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
     ax.plot(lengths, R[True], color=ORANGE, lw=2.5, ls="--", label="autojunk=True, difflib's default")
     ax.plot(lengths, R[False], color=GREEN, lw=2.5, label="autojunk=False, the script")
     ax.axvline(200, color=GREY, lw=1, ls=":")
@@ -259,7 +302,7 @@ def near_copies(lengths, R):
 
 def token_grid(push, mask, names):
     """The step of gradient descent for the log-probability of each token (B, T)."""
-    figure, ax = plt.subplots(figsize=(9, 2.9))
+    figure, ax = plt.subplots(figsize=(WIDTH, 2.9))
     ax.imshow(push, cmap="PuOr", vmin=-0.3, vmax=0.3, aspect="auto")
     for i, row in enumerate(mask):
         for t, inside in enumerate(row):
@@ -282,37 +325,40 @@ def trained_tokens(tokenizer, prompt, completions, mask):
         row += [(tokenizer.decode([token]), "#9fd6c2", "white") for token in completion[:-1]]
         row += [("EOS", "#f2b58a", ORANGE)] + [("·", "white", "#cccccc")] * (len(learns) - sum(learns))
         rows.append(row)
-    tokens(rows)
+    token_boxes(rows)
 
 
 def spread_of_groups(rewards, exact, eps):
     """The rewards (P, G) of each group, similarity and exact or not, and whether dynamic sampling keeps it."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 3.6))
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 6))
     for ax, r, name in ((axes[0], rewards, "similarity"), (axes[1], exact, "exact or not")):
         keep = srl.informative_groups(r, eps)
         for n, i in enumerate(r.std(-1, correction=0).argsort()):
             fill, marker = (GREEN, "o") if keep[i] else (PALE, "x")
             ax.scatter([n] * len(r[i]), r[i], s=22, color=fill, marker=marker)
-        ax.set(xlabel="group, ordered by the spread of its rewards", ylabel=f"reward: {name}",
-               ylim=(-0.05, 1.05), title=f"{name}: {int(keep.sum())} of {len(r)} groups have a signal")
-    finish(figure, "A dense reward has a signal in nearly every group (dots); crosses are dropped")
+        ax.set(ylabel="reward", ylim=(-0.05, 1.05),
+               title=f"{name}: {int(keep.sum())} of {len(r)} groups kept")
+    axes[1].set_xlabel("group, ordered by the spread of its rewards")
+    finish(figure, "The reward decides how many groups have a signal (crosses: dropped)")
 
 
-def one_update(advantages, mean_change, more_probable):
-    """Of each completion advantage and change; {(part, kind): fraction that became more probable}."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 3.8))
+def one_update(advantages, mean_change, changes):
+    """Of each completion advantage and change; {(part, kind): mean change of a part's log-probability}."""
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 6), height_ratios=(3, 2))
     edge = mean_change.abs().quantile(0.98).item()      # the 2 % that moved most are drawn at the edge
     axes[0].scatter(advantages, mean_change.clamp(-edge, edge), s=16, color=GREEN, alpha=0.5)
     axes[0].axhline(0, color=GREY, lw=1)
     axes[0].axvline(0, color=GREY, lw=1)
-    axes[0].set(xlabel="advantage", ylabel="change of log-probability per token",
-                title="A higher advantage, a larger gain")
-    names = [f"{part},\n{kind} than\nits group" for part, kind in more_probable]
-    fills = [GREEN if kind == "better" else ORANGE for _, kind in more_probable]
-    drawn = axes[1].bar(names, [100 * x for x in more_probable.values()], color=fills, width=0.6)
-    axes[1].bar_label(drawn, fmt="%.0f %%")
-    axes[1].set(ylim=(0, 110), ylabel="% that became more probable",
-                title="Thoughts learn too, though no reward compares them")
+    axes[0].set(xlabel="advantage", ylabel="change per token",
+                title="A completion with a higher advantage gains more")
+    names = [f"{kind}: {part}" for part, kind in changes]
+    fills = [GREEN if kind == "better" else ORANGE for _, kind in changes]
+    drawn = axes[1].barh(names, list(changes.values()), color=fills, height=0.6)
+    axes[1].bar_label(drawn, fmt="%+.4f", padding=4)
+    axes[1].invert_yaxis()
+    axes[1].axvline(0, color=GREY, lw=1)
+    axes[1].margins(x=0.25)
+    axes[1].set(xlabel="mean change of log-probability", title="The choice is made in the thoughts")
     finish(figure)
 
 
@@ -327,39 +373,38 @@ def changed_tokens(texts, change, heads):
             fill = tuple(1 - abs(x) * (1 - part) for part in (r, g, b))
             cells.append(("EOS" if t == len(row) - 1 else text, fill, "white"))
         rows += [head, cells]
-    tokens(rows)
+    token_boxes(rows)
 
 
 def whole_run(log):
     """A run of 02_srl_train.py from its log: reward and exact steps, validation, groups kept, tokens."""
     steps, checks = [x for x in log if "exact" in x], [x for x in log if "val_exact" in x]
     done, val = [x["done"] for x in steps], [x["val_exact"] for x in checks]
-    figure, axes = plt.subplots(2, 2, figsize=(11, 6), sharex=True)
-    axes[0, 0].plot(done, [x["reward"] for x in steps], color="#555555", ls="--", label="mean reward")
-    axes[0, 0].plot(done, [x["exact"] for x in steps], color=GREEN, label="exact steps")
-    axes[0, 0].set(title="The mean reward starts high, the exact steps do not", ylim=(0, 1.02))
-    axes[0, 0].legend(frameon=False)
-    axes[0, 1].plot([x["done"] for x in checks], val, color=GREEN, marker="o", ms=4)
-    axes[0, 1].set(title=f"Validation, greedy: {val[0]:.0%} to {max(val):.0%} exact", ylim=(0, 1.02))
-    axes[1, 0].plot(done, list(map(kept, steps)), color=GREEN)
-    axes[1, 0].set(title="Fewer and fewer groups differ", ylim=(0, 1.02), ylabel="groups kept / sampled")
-    axes[1, 1].plot(done, [x["tokens"] for x in steps], color=GREEN)
-    axes[1, 1].set(title="Completions become no longer", ylim=(0, None), ylabel="tokens a completion")
-    in_thousands(axes[1, 0])
-    in_thousands(axes[1, 1])
+    figure, axes = plt.subplots(4, 1, figsize=(WIDTH, 8.4), sharex=True)
+    axes[0].plot(done, [x["reward"] for x in steps], color="#555555", ls="--", label="mean reward")
+    axes[0].plot(done, [x["exact"] for x in steps], color=GREEN, label="exact steps")
+    axes[0].set(title="The mean reward starts high, the exact steps do not", ylim=(0, 1.02))
+    axes[0].legend(frameon=False)
+    axes[1].plot([x["done"] for x in checks], val, color=GREEN, marker="o", ms=4)
+    axes[1].set(title=f"Validation, greedy: {val[0]:.0%} to {max(val):.0%} exact", ylim=(0, 1.02))
+    axes[2].plot(done, list(map(kept_share, steps)), color=GREEN)
+    axes[2].set(title="Fewer and fewer groups differ", ylim=(0, 1.02), ylabel="kept / sampled")
+    axes[3].plot(done, [x["tokens"] for x in steps], color=GREEN)
+    axes[3].set(title="Completions become no longer", ylim=(0, None), ylabel="tokens")
+    in_thousands(axes[3])
     finish(figure)
 
 
 def two_rates(log, high):
     """Mean reward and exact steps of two runs: the default learning rate, and one ten times as high."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharex=True)
     last = high[-1]
     until = [x for x in log if "exact" in x and x["done"] <= last["done"]]
     runs = ("3e-4, the default", until, GREEN, "-"), ("3e-3", high[1:], ORANGE, "--")
     for ax, name in zip(axes, ("reward", "exact"), strict=True):
         for rate, lines, fill, dash in runs:
             ax.plot([x["done"] for x in lines], [x[name] for x in lines], color=fill, ls=dash, lw=2.5,
-                    label=f"learning rate {rate}")
+                    label=f"rate {rate}")
         ax.set(title={"reward": "mean reward", "exact": "fraction of exact steps"}[name], ylim=(0, 1.02))
         in_thousands(ax)
     axes[0].legend(frameon=False, loc="lower right")
@@ -370,7 +415,7 @@ def two_rates(log, high):
 def every_step(p, solved):
     """Solved problems against exact steps, both {method: fraction}: independent steps (p^N) and measured."""
     grid = torch.linspace(0, 1, 201)
-    figure, ax = plt.subplots(figsize=(9, 4))
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
     for N, dash in ((1, ":"), (3, "--"), (6, "-"), (8, "-.")):
         ax.plot(grid, grid**N, dash, color=GREY, lw=2.5 if N == 6 else 1.5, label=f"N = {N}")
     for name, x in p.items():
@@ -383,55 +428,56 @@ def every_step(p, solved):
         ax.annotate(text, (x, solved[name]), textcoords="offset points", **side,
                     bbox={"fc": "white", "ec": "none", "pad": 1})
     ax.set(xlabel="p, fraction of exact steps (sampled)", ylabel="problems solved", ylim=(-0.03, 1.05))
-    ax.legend(frameon=False, loc="upper center", ncols=4)
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     finish(figure, "Solving needs every step: the last points of p are worth the most")
 
 
 def signal(logs):
     """Groups with a signal against successful attempts, ten updates a dot, and 1 - (1-q)^8 - q^8."""
     q = torch.linspace(0, 1, 201)
-    figure, ax = plt.subplots(figsize=(9, 3.6))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
     ax.plot(q, 1 - (1 - q)**8 - q**8, color=GREY, lw=2, label="1 - (1 - q)⁸ - q⁸")
     for method, runs in logs.items():
-        x = sum((means_of_ten(lines, exact)[1] for lines in runs), [])
-        y = sum((means_of_ten(lines, kept)[1] for lines in runs), [])
+        x = sum((means_of_ten(lines, exact_share)[1] for lines in runs), [])
+        y = sum((means_of_ten(lines, kept_share)[1] for lines in runs), [])
         ax.scatter(x, y, s=36, color=colour(method), ec="white", lw=0.5, zorder=3, label=label(method))
     ax.set(xlabel="q, fraction of attempts that succeed", ylabel="groups with a signal", ylim=(-0.03, 1.05))
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(frameon=False, loc="center")
     finish(figure, "Outcome rewards have a signal in the middle, and none at both ends")
 
 
 # 4. Evaluation
 def pass_curves(curves):
     """pass@1 .. pass@k of each method, in percent."""
-    figure, ax = plt.subplots(figsize=(10, 3.8))
+    figure, ax = plt.subplots(figsize=(WIDTH, 4.6))
     for (name, curve), marker in zip(curves.items(), "osD^vPX<>*hpd", strict=False):
-        ax.plot(range(1, len(curve) + 1), curve, marker=marker, color=colour(name), label=label(name), lw=2)
+        ax.plot(range(1, len(curve) + 1), curve, "--" if control(name) else "-", marker=marker, lw=2,
+                color=colour(name), label=label(name))
     ax.set(xlabel="attempts k", ylabel="pass@k on the hard set, %", ylim=(-3, 103))
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2)
     finish(figure, "More attempts help most where a method is right now and then")
 
 
 def intervals(found):
     """Intervals of SRL, {benchmark: {"problems", "seeds" or "both": (low, high)}}."""
-    figure, ax = plt.subplots(figsize=(10, 0.95 * len(found) + 1))
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.95 * len(found) + 1.2))
     styles = {"problems": (0.25, ":", GREY), "seeds": (0, "--", GREY), "both": (-0.25, "-", GREEN)}
     for y, parts in enumerate(found.values()):
         for name, (low, high) in parts.items():
             shift, dash, ink = styles[name]
             text = None if y else f"over {name}"
             ax.plot([low, high], [y + shift] * 2, dash, color=ink, lw=3, label=text)
-            ax.text(high + 1, y + shift, f"{high - low:.0f} points", va="center", fontsize=9)
+            ax.text(high + 1, y + shift, f"{high - low:.0f} points", va="center", fontsize=10)
     ax.set_yticks(range(len(found)), list(found))
-    ax.set(xlim=(0, 100), ylim=(len(found) - 0.4, -0.6), xlabel="SRL, avg@8, %, 95 % intervals")
-    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    finish(figure, "How wide an interval is over problems alone, over seeds alone, and over both")
+    ax.set(xlim=(0, 105), ylim=(len(found) - 0.4, -0.6), xlabel="SRL, avg@8, %, 95 % intervals")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+    finish(figure, "The training seed is the larger source of doubt about SRL's score")
 
 
 def problem_by_problem(found, benchmarks, before="srl", after="srl_rlvr"):
     """Each problem's share of right attempts under two methods, mean over the seeds that both have."""
-    figure, axes = plt.subplots(1, len(benchmarks), figsize=(3.1 * len(benchmarks), 3.5), sharey=True)
-    for ax, bench in zip(axes, benchmarks, strict=True):
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 6.6), sharex=True, sharey=True)
+    for ax, bench in zip(axes.flat, benchmarks, strict=True):
         runs = [{r["train_seed"]: r["benchmarks"][bench] for r in found[m]} for m in (before, after)]
         seeds = sorted(set(runs[0]) & set(runs[1]))
         rights = [torch.tensor([r[seed]["right"] for seed in seeds]).double().mean(0) for r in runs]
@@ -440,74 +486,69 @@ def problem_by_problem(found, benchmarks, before="srl", after="srl_rlvr"):
         ax.scatter(x + jitter[0], y + jitter[1], s=18, alpha=0.6, color=colour(after))
         ax.plot([0, 1], [0, 1], color=GREY, lw=1)
         better, worse = int((y > x).sum()), int((y < x).sum())
-        ax.set(title=f"{bench}: {better} better, {worse} worse", xlabel=f"right, {label(before)}",
-               xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
-    axes[0].set_ylabel(f"right, {label(after)}")
-    finish(figure)
+        ax.set(title=f"{bench}: {better} better, {worse} worse", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    figure.supxlabel(f"fraction of right attempts, {label(before)}", fontsize=11)
+    figure.supylabel(f"fraction of right attempts, {label(after)}", fontsize=11)
+    finish(figure, "Each dot a problem: above the line RLVR made it better")
 
 
 def response_lengths(rows, benchmarks):
     """Tokens of a response and of a step, mean over the benchmarks; dashed: the base."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 0.4 * len(rows) + 1.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.4 * len(rows) + 1.8), sharey=True)
     for ax, key in zip(axes, ("tokens a response", "tokens a step"), strict=True):
         values = {m: fmean(row[bench][key] for bench in benchmarks) for m, row in rows.items()}
-        drawn = ax.barh([label(m) for m in values], list(values.values()), color=[colour(m) for m in values])
+        drawn = ax.barh(list(map(short_label, values)), list(values.values()),
+                        color=["white" if control(m) else colour(m) for m in values],
+                        hatch=["////" if control(m) else "" for m in values],
+                        edgecolor=list(map(colour, values)))
         ax.bar_label(drawn, fmt="%.0f", padding=4, bbox={"fc": "white", "ec": "none", "pad": 1})
         ax.axvline(values["base"], color="black", ls="--", lw=1)
-        ax.set_title(f"{key}: base {values['base']:.0f}, SRL {values['srl']:.0f}")
-        ax.margins(x=0.12)
+        ax.set_title(f"{key}:\nbase {values['base']:.0f}, SRL {values['srl']:.0f}")
+        ax.margins(x=0.22)
     axes[0].invert_yaxis()
-    finish(figure, "Length is not where the gain comes from (dashed: the base model)")
+    finish(figure, "Length is not where the gain comes from (dashed: the base model; hatched: controls)")
 
 
 def same_model_twice(scores):
     """Histograms of the scores {problems: (20,000 tests, 2)} of one model whose true rate is 13 %."""
-    figure, ax = plt.subplots(figsize=(9, 3.4))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.8))
     edges = [100 * (i - 0.5) / 30 for i in range(13)]
     styles = (ORANGE, "-"), (BLUE, "--"), (GREEN, ":")
     for (n, pair), (fill, dash) in zip(scores.items(), styles, strict=True):
         apart = ((pair[:, 0] - pair[:, 1]).abs() >= 3.3).float().mean()
         ax.hist(pair[:, 0].tolist(), bins=edges, lw=2.5, color=fill, ls=dash,
                 weights=[100 / len(pair)] * len(pair), histtype="step",
-                label=f"{n} problems: two tests differ by 3.3 points or more in {apart:.0%}")
-    ax.set(xlabel="score, % (bars as wide as one problem of 30)", ylabel="% of tests", ylim=(0, 145))
-    ax.legend(frameon=False, loc="upper right")
+                label=f"{n} problems: in {apart:.0%} two tests differ by 3.3 points or more")
+    ax.set(xlabel="score, % (bars as wide as one problem of 30)", ylabel="% of tests")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.45, 1))
     finish(figure, "The score of one and the same model, whose true rate is 13 %")
 
 
 def power(sizes, tests, gain):
     """{kind of test: % of draws of n problems that show the gain}."""
-    figure, ax = plt.subplots(figsize=(9, 3.2))
-    for (name, values), fill, style in zip(tests.items(), (BLUE, ORANGE), ("o-", "x--"), strict=True):
-        ax.plot([str(n) for n in sizes], values, style, color=fill, lw=2.5, label=name)
-    ax.set(xlabel="problems in the benchmark", ylabel="% of tests that show the gain", ylim=(-3, 103))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
+    styles = (BLUE, "o-", -16), (ORANGE, "x--", 7)          # the last: where the number is, in points
+    for (name, values), (ink, style, above) in zip(tests.items(), styles, strict=True):
+        ax.plot([str(n) for n in sizes], values, style, color=ink, lw=2.5, label=f"{name} at each problem")
+        for i, value in enumerate(values):
+            ax.annotate(f"{value:.0f}", (i, value), (0, above), textcoords="offset points", ha="center",
+                        color=ink)
+    ax.set(xlabel="problems in the benchmark", ylabel="% of tests that show the gain", ylim=(-12, 115))
     ax.legend(frameon=False, loc="lower right")
     finish(figure, f"A true gain of {gain:.1f} points: how often is it shown?")
 
 
 # 5. Agents
-def calls_of_models(rewards, verdicts):
-    """{method: similarity of each call to the expert's}, a panel a method."""
-    figure, axes = plt.subplots(1, len(rewards), figsize=(2.5 * len(rewards), 2.8), sharey=True)
-    for ax, (method, values) in zip(axes, rewards.items(), strict=True):
-        ax.bar(range(1, len(values) + 1), values, color=colour(method))
-        ax.set(title=f"{label(method)}:\n{verdicts[method]}", xlabel="call", xlim=(0.4, 5.6), ylim=(0, 1.08),
-               xticks=range(1, 6))
-    axes[0].set_ylabel("similarity to the expert's")
-    finish(figure)
-
-
-def resolved(rows, benchmarks):
-    """Attempts that resolve, {method: {benchmark: summary}}, with intervals."""
-    figure, ax = plt.subplots(figsize=(11, 3.8))
-    width = 0.8 / len(rows)
-    for i, (method, row) in enumerate(rows.items()):
-        s = [row[bench] for bench in benchmarks]
-        x = [n + (i - (len(rows) - 1) / 2) * width for n in range(len(benchmarks))]
-        ends = [[max(0, b["avg"] - b["low"]) for b in s], [max(0, b["high"] - b["avg"]) for b in s]]
-        ax.bar(x, [b["avg"] for b in s], width, color=colour(method), label=label(method), yerr=ends,
-               error_kw={"ecolor": "#333333", "lw": 1})
-    ax.set_xticks(range(len(benchmarks)), benchmarks)
-    ax.set(ylabel="attempts that resolve, %", ylim=(0, 112))
-    ax.legend(frameon=False, ncols=len(rows), loc="upper center")
-    finish(figure, "Where fine-tuning guesses, SRL tries and computes (95 % intervals)")
+def calls_of_models(similarities, verdicts):
+    """{method: similarity of each of five calls to the expert's}, a row a method, with what became of it."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.5 * len(similarities) + 1.1))
+    rows = list(similarities.values())
+    ax.imshow(rows, cmap="Greens", vmin=0, vmax=2, aspect="auto")
+    for y, row in enumerate(rows):
+        for x, value in enumerate(row):
+            ax.text(x, y, f"{value:.3f}", ha="center", va="center", weight="bold" if value == 1 else "normal")
+    ax.set_xticks(range(5), [f"call {k}" for k in range(1, 6)])
+    ax.set_yticks(range(len(rows)), [f"{label(method)}: {verdicts[method]}" for method in similarities])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    finish(figure, "Similarity of each call to the expert's (bold: the same call)")

@@ -43,6 +43,7 @@ from engine.files import read_jsonl  # noqa: E402
 from engine.optimizer import make_optimizer  # noqa: E402
 from engine.plain import left_pad  # noqa: E402
 from engine.policy import load_policy  # noqa: E402
+from engine.tables import STYLE  # noqa: E402
 
 srl, segmentation = import_module("02_srl_train"), import_module("01_segment")
 
@@ -293,7 +294,6 @@ def reward():
 
 
 def growth():
-    import matplotlib.pyplot as plt
     policy, tokenizer, examples = miniature(256, srl.Config.model)
     prompts = [encode(tokenizer, srl.srl_prompt(e)) for e in examples]
     text = sum(prompts, [])
@@ -301,17 +301,28 @@ def growth():
 
     def cost(prompts, G):
         return seconds(lambda: srl.generate(policy, tokenizer, prompts, G, max_new_tokens=40), repeats=2)[0]
-    sweeps = {"prompts (G = 8, 55 tokens)": ([16, 32, 64, 128, 256], lambda n: cost(prompts[:n], 8)),
-              "completions a prompt (16 prompts)": ([4, 8, 16, 32, 64], lambda n: cost(prompts[:16], n)),
-              "tokens of the prompt (16 x 8)": ([50, 100, 200, 400, 800], lambda n: cost([text[i:i + n] for i in range(16)], 8))}
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    for ax, (name, (sizes, measure)) in zip(axes, sweeps.items(), strict=True):
-        times = [measure(n) for n in sizes]
-        print(name, ", ".join(f"{n}: {t:.2f} s" for n, t in zip(sizes, times, strict=True)), flush=True)
-        ax.plot(sizes, times, "o-", color="#0072B2")
-        ax.set(xlabel=name, ylabel="seconds", xlim=(0, None), ylim=(0, None))
-    figure.suptitle("The time of a rollout grows in proportion to prompts, completions and tokens, and no faster  (miniature, two CPU cores)")
-    path = ROOT / "results/growth.png"
+    sweeps = {"prompts\n(G = 8, 55 tokens)": ([16, 32, 64, 128, 256], lambda n: cost(prompts[:n], 8)),
+              "completions a prompt\n(16 prompts)": ([4, 8, 16, 32, 64], lambda n: cost(prompts[:16], n)),
+              "tokens of a prompt\n(16 prompts, G = 8)": ([50, 100, 200, 400, 800], lambda n: cost([text[i:i + n] for i in range(16)], 8))}
+    times = {}
+    for name, (sizes, measure) in sweeps.items():
+        times[name] = {n: measure(n) for n in sizes}
+        print(name.replace("\n", " "), ", ".join(f"{n}: {t:.2f} s" for n, t in times[name].items()), flush=True)
+    draw_growth(times, ROOT / "results/growth.png")
+
+
+def draw_growth(times, path):
+    """times: {what grows: {size: seconds}}; dashed: in proportion to the size, from the largest one down."""
+    import matplotlib.pyplot as plt
+    plt.rcParams.update(STYLE)
+    figure, axes = plt.subplots(1, 3, figsize=(7.4, 3.2), layout="constrained")
+    for ax, (name, measured) in zip(axes, times.items(), strict=True):
+        largest = max(measured)
+        ax.plot([0, largest], [0, measured[largest]], "--", color="#777777", lw=1.5)
+        ax.plot(measured.keys(), measured.values(), "o-", color="#0072B2", lw=2)
+        ax.set(xlabel=name, xlim=(0, None), ylim=(0, None))
+    axes[0].set_ylabel("seconds")
+    figure.suptitle("Seconds of a rollout; dashed: in proportion\n(miniature, two CPU cores)", fontsize=12)
     figure.savefig(path, dpi=150)
     print(path)
 

@@ -62,6 +62,16 @@ def test_committed_outputs_are_complete_and_free_of_warnings_and_of_this_machine
 
 
 @each_notebook
+def test_the_source_that_a_notebook_shows_is_that_of_today(path):
+    scripts = [file.read_text() for file in CODE]
+    for cell in cells(path, "code"):
+        if "".join(cell["source"]).startswith("source("):
+            shown = "".join(cell["outputs"][0]["data"]["text/markdown"]).removeprefix("```python\n").removesuffix("\n```")
+            for function in re.split(r"\n\n(?=def |@)", shown):
+                assert any(function in script for script in scripts), f"{function.splitlines()[0]} has changed: execute the notebook again"
+
+
+@each_notebook
 def test_a_notebook_renders_on_a_static_page_with_its_equations_and_folded_answers(path):
     nbconvert = pytest.importorskip("nbconvert")
     page = nbconvert.HTMLExporter().from_filename(str(path))[0]
@@ -77,6 +87,20 @@ def test_a_notebook_shows_source_and_pictures_in_cells_of_at_most_12_lines_and_8
         assert len(cell.splitlines()) <= 12 and max(map(len, cell.splitlines())) <= 88, cell
     title, experiments = TEXTS[path].rsplit("\n## ", 1)[1].split("\n", 1)
     assert title == "Three experiments" and sum(line.startswith("|") for line in experiments.splitlines()) == 2 + 3
+
+
+@each_notebook
+def test_a_notebook_has_at_most_1300_words_and_its_set_up_is_one_line(path):
+    assert len(TEXTS[path].split()) <= 1300 and len(code(path)[0].splitlines()) == 1
+
+
+@each_notebook
+def test_outputs_need_no_style_and_no_script_and_pictures_fit_a_phone(path):
+    """Viewers strip both. A picture of 700 pixels with text of 11 points is readable on a screen of 390 pixels."""
+    for output in sum((cell["outputs"] for cell in cells(path, "code")), []):
+        data = output.get("data", {})
+        assert not re.search(r"<(style|script|svg)|style=|class=", "".join(data.get("text/html", "")))
+        assert "image/png" not in data or output["metadata"]["image/png"]["width"] <= 700
 
 
 @each_notebook
