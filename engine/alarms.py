@@ -1,5 +1,4 @@
-"""Alarms: what looks wrong in a training log, and the flag that fixes it. Without them a run that learns
-nothing says nothing."""
+"""Alarms: what looks wrong in a training log, and the flag that fixes it."""
 
 
 def mean(lines, name):
@@ -7,8 +6,7 @@ def mean(lines, name):
 
 
 def alarms(log, cfg, score):
-    """{name: message} after the last line of a log; a pure function of its lines. score: the name of the mean
-    score in a line."""
+    """{name: message} after the last of the lines of a log. score: the name of the mean score in a line."""
     line, updates = log[-1], [x for x in log if score in x]
     found = {**sampling_alarms(updates, cfg, score), **update_alarms(line, cfg)} if score in line else {}
     validations = [x for x in log if "val_exact" in x]
@@ -22,14 +20,12 @@ def alarms(log, cfg, score):
 
 
 def sampling_alarms(updates, cfg, score):
-    """Alarms about what was sampled: no signal, a broken format, truncation, scores that rise without exact
-    answers, entropy that vanishes."""
+    """Alarms about what was sampled: signal, format, length, near copies, entropy."""
     found, line, lower = {}, updates[-1], f"--learning_rate {cfg.learning_rate / 3:.2g}"
     if len(updates) >= 3 and not any(x["kept"] for x in updates[-3:]):
         sampled = sum(x["sampled"] for x in updates[-3:])
-        why = "hard for this policy: train it with 02_srl_train.py first, or use easier ones"
-        if line["exact"] > 0.5:
-            why = "easy: use harder ones"
+        hard = "hard for this policy: train it with 02_srl_train.py first, or use easier ones"
+        why = "easy: use harder ones" if line["exact"] > 0.5 else hard
         found["no signal"] = (
             f"no group of the last {sampled} had a {score} difference (a std above --eps {cfg.eps}), so "
             f"there is nothing to learn (mean {score} {line[score]:.3f}); the problems are too {why}")

@@ -1,5 +1,4 @@
-"""Attention of every forward pass of transformers' models, its masks, and the cache that their layers
-call."""
+"""Attention of every forward pass of transformers' models, its masks, the cache that their layers call."""
 import torch
 
 
@@ -9,12 +8,10 @@ def shares_prompts(policy):
 
 
 def shared_prompt_attention(query, key, value, scaling, cache, layer):
-    """One decode step: each row attends to its prompt, stored once for its group, and to its own tokens,
-    under one softmax.
+    """One decode step: each row attends, under one softmax, to its group's prompt and its own tokens.
 
-    The rows fill a grid with a line for each prompt (P, W), so that a prompt meets all its rows in one matrix
-    product; empty slots of the grid are never read. query (B, H, 1, D), key and value (B, H_kv, t, D) -> (B,
-    1, H, D).
+    query (B, H, 1, D), key and value (B, H_kv, t, D) -> (B, 1, H, D). The rows fill a grid (P, W) with a line
+    for each prompt, which meets all its rows in one matrix product; empty slots of the grid are never read.
     """
     prompt_keys, prompt_values = cache.prompts[layer]               # (P, H_kv, D, T), (P, H_kv, T, D)
     B, H_kv, _, D = key.shape
@@ -40,11 +37,8 @@ def shared_prompt_attention(query, key, value, scaling, cache, layer):
 
 
 def grouped_query_attention(module, query, key, value, attention_mask, scaling=None, decode_cache=None, **kw):
-    """Attention of every pass: decode steps with shared prompts, all others by torch's kernels.
-
-    query (B, H, L, D), key and value (B, H_kv, T, D), attention_mask (B, 1, L, T) of additive_mask -> (B, L,
-    H, D). On a CPU torch's kernel takes grouped keys and values as they are; transformers' call repeats them.
-    """
+    """Attention of all passes: query (B, H, L, D), key and value (B, H_kv, T, D), additive attention_mask
+    (B, 1, L, T) -> (B, L, H, D). On a CPU torch's kernel takes grouped keys; transformers' repeats them."""
     if decode_cache is not None:
         return shared_prompt_attention(query, key, value, scaling, decode_cache, module.layer_idx), None
     if query.is_cuda or attention_mask is None:
@@ -63,8 +57,7 @@ def register_attention():
 
 
 def additive_mask(mask, dtype):
-    """A bool mask, True where a query may attend, as numbers to add to its scores: made once for all
-    layers."""
+    """A bool mask, True where a query may attend, as numbers to add to its scores."""
     numbers = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
     return numbers.masked_fill_(~mask, torch.finfo(dtype).min)
 
@@ -76,7 +69,7 @@ class LayerCache:
         self.layers = {}
 
     def update(self, key, value, layer, *args, **kwargs):
-        self.layers[layer] = key, value
+        self.layers.setdefault(layer, (key, value))     # gradient checkpointing computes a layer twice
         return key, value
 
     def get_seq_length(self, layer=0):

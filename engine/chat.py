@@ -2,10 +2,9 @@
 import json
 import re
 from functools import lru_cache
-from itertools import accumulate, pairwise
 from pathlib import Path
 
-from .files import InputError
+from .files import InputError, explain_read_errors
 
 # a template's comment that it leaves the system message out on purpose; it stays with the model's folder
 NO_SYSTEM = re.compile(r"\{#-?\s*no system message")
@@ -43,21 +42,17 @@ def load_tokenizer(name):
 
 
 def fill(template, example):
-    """The template with {problem} and {partial} replaced; every other brace is unchanged: formulas are full
-    of them."""
+    """The template with {problem} and {partial} replaced; other braces, of formulas, are unchanged."""
     return re.sub(r"\{(problem|partial)\}", lambda name: example.get(name[1], ""), template)
 
 
 def read_prompt_file(path):
-    """{"system": text} of a file, and {"user": text} where a line --- separates a user message with {problem}
-    and {partial} in it.
+    """{"system": text} of a file, and "user" where a line --- separates a user message with {problem} in it.
 
     Raises InputError where the file cannot be used.
     """
-    try:
+    with explain_read_errors(path, "not text", "give a text file with the system message"):
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {error}; expected a text file with the system message") from None
     system, *user = re.split(r"^---[ \t]*$", text, maxsplit=1, flags=re.MULTILINE)
     if user and "{problem}" not in user[0]:
         raise InputError(f"{path}: no {{problem}} after the line ---; the user message needs the problem")
@@ -66,8 +61,10 @@ def read_prompt_file(path):
 
 @lru_cache(maxsize=8)
 def special_pattern(tokenizer, template, size):
-    """What spells a special token: one that the tokenizer calls so, or that the template uses; tags of
-    thoughts and calls are tokens in a text too. size: of the vocabulary, for lru_cache."""
+    """What spells a special token of the tokenizer or template, except tags that a text may hold (TAG).
+
+    size: of the vocabulary, so that lru_cache sees added tokens.
+    """
     names = []
     for token in tokenizer.added_tokens_decoder.values():
         name, in_template = token.content, token.content[:1] in "<[|" and token.content in template
@@ -83,15 +80,12 @@ def guarded(tokenizer, text):
 
 
 class Prompt(str):
-    """A rendered prompt. cuts: offsets inside what spells a special token and is text of a message."""
-    cuts = ()
+    """A rendered prompt, made of its guarded text. parts: the text cut at the guards."""
 
-
-def without_guards(text):
-    parts = text.split(GUARD)
-    prompt = Prompt("".join(parts))
-    prompt.cuts = list(accumulate(map(len, parts)))[:-1]
-    return prompt
+    def __new__(cls, text):
+        prompt = super().__new__(cls, text.replace(GUARD, ""))
+        prompt.parts = text.split(GUARD)
+        return prompt
 
 
 def holds(text, message):
@@ -103,8 +97,7 @@ def holds(text, message):
 
 
 def render(tokenizer, messages):
-    """What the chat template writes. Thoughts that it closes itself, <think></think> at the end, are left
-    out: the policy writes its own."""
+    """What the chat template writes, up to thoughts that it closes itself: the policy writes its own."""
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     closed = CLOSED_THOUGHTS.search(text)
     # unless the message itself ends so
@@ -121,31 +114,28 @@ def prompt_text(tokenizer, messages):
     from jinja2.exceptions import TemplateError
     messages = [{**m, "content": guarded(tokenizer, m["content"])} for m in messages]
     if not tokenizer.chat_template:
-        return without_guards("".join(f"{m['content']}\n\n" for m in messages))
-    on_purpose = NO_SYSTEM.search(str(tokenizer.chat_template))
-    has_system = messages[0]["role"] == "system"
-    try:
-        text = render(tokenizer, messages)
-    except TemplateError:
-        if not has_system:
-            raise
-        text = None
-    if has_system and (text is None or not (on_purpose or holds(text, messages[0]))):
+        return Prompt("".join(f"{m['content']}\n\n" for m in messages))
+    on_purpose, attempts = NO_SYSTEM.search(str(tokenizer.chat_template)), [messages]
+    if messages[0]["role"] == "system":
         system, user, *rest = messages
         content = "\n\n".join(filter(None, (system["content"], user["content"])))
-        messages = [{**user, "content": content}, *rest]
-        text = render(tokenizer, messages)
-    needed = [m for m in messages[:2] if m["role"] != "assistant"]
-    if not on_purpose and not all(holds(text, message) for message in needed):
-        raise InputError(f"{tokenizer.name_or_path}: its chat template drops the instructions or the "
-                         "problem; correct it, or use another model")
-    return without_guards(text)
+        attempts.append([{**user, "content": content}, *rest])
+    for attempt in attempts:
+        try:
+            text = render(tokenizer, attempt)
+        except TemplateError as error:
+            why = f"fails ({error})"
+            continue
+        why = "drops the instructions or the problem"
+        if on_purpose or all(holds(text, m) for m in attempt[:2] if m["role"] != "assistant"):
+            return Prompt(text)
+    raise InputError(f"{tokenizer.name_or_path}: its chat template {why}; correct it, or use another model")
 
 
-def token_ids(tokenizer, prompt, add_special_tokens):
-    """Token ids of a Prompt; its parts between the cuts are encoded apart, so no special token forms."""
-    first, *rest = (prompt[begin:end] for begin, end in pairwise([0, *prompt.cuts, len(prompt)]))
-    ids = tokenizer(str(first), add_special_tokens=add_special_tokens)["input_ids"]
+def token_ids(tokenizer, parts, add_special_tokens):
+    """Token ids of the parts of a text, each encoded apart: no special token forms where they meet."""
+    first, *rest = parts
+    ids = tokenizer(first, add_special_tokens=add_special_tokens)["input_ids"]
     anchor = tokenizer.eos_token or ""      # after a token: some tokenizers begin a text with a space
     skip = len(tokenizer(anchor, add_special_tokens=False)["input_ids"])
     for part in rest:
@@ -154,11 +144,10 @@ def token_ids(tokenizer, prompt, add_special_tokens):
 
 
 def encode_texts(tokenizer, texts):
-    """Token ids of each prompt_text. A chat template writes special tokens itself; plain text gets the
-    tokenizer's, such as a BOS."""
-    add = not tokenizer.chat_template
+    """Token ids of each prompt_text."""
+    add = not tokenizer.chat_template       # a template writes a BOS itself
     ids = tokenizer(texts, add_special_tokens=add)["input_ids"] if texts else []
-    return [token_ids(tokenizer, text, add) if getattr(text, "cuts", ()) else plain
+    return [token_ids(tokenizer, text.parts, add) if len(getattr(text, "parts", ())) > 1 else plain
             for text, plain in zip(texts, ids, strict=True)]
 
 
@@ -166,7 +155,7 @@ def encode_target(tokenizer, prompt, text):
     """Token ids of a training target, without EOS. It continues or closes thoughts that the prompt opened."""
     if opened_thought(prompt):
         text = text.removeprefix("<think>") if text.startswith("<think>") else f"</think>\n{text}"
-    return token_ids(tokenizer, without_guards(guarded(tokenizer, text)), False)
+    return token_ids(tokenizer, guarded(tokenizer, text).split(GUARD), False)
 
 
 def encode(tokenizer, messages):
@@ -175,8 +164,7 @@ def encode(tokenizer, messages):
 
 
 def opened_thought(text):
-    """'<think>' where a prompt ends in it, else '': some templates open the thoughts, and the completion
-    begins inside them."""
+    """'<think>' where a prompt ends in it, else '': some templates open the thoughts of the completion."""
     return "<think>" if text.rstrip().endswith("<think>") else ""
 
 
@@ -194,13 +182,11 @@ def extend_solution(partial, action):
 
 
 def eos_ids(policy, tokenizer):
-    """All ids that end a completion; generation_config may list several. Raises InputError where there is
-    none."""
+    """All ids that end a completion; generation_config may list several. InputError where there is none."""
     ids = policy.generation_config.eos_token_id
     ids = sorted({tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None})
     if not ids:
-        raise InputError("no EOS token in tokenizer and generation config: no completion would end; "
-                         "set eos_token")
+        raise InputError("no EOS token in tokenizer or generation config: no completion ends; set eos_token")
     return ids
 
 

@@ -1,5 +1,4 @@
-"""Several devices under torchrun: every rank samples and learns from its part of a batch, and all ranks know
-the whole batch."""
+"""Several devices under torchrun: every rank samples and learns from its part of a batch, all know it."""
 import os
 import sys
 from contextlib import contextmanager, nullcontext
@@ -35,10 +34,9 @@ def gather(value):
 
 
 def on_all_ranks(work, items, policy=None):
-    """work(part) -> a list as long as the part: each rank works on its part of the items, every rank gets the
-    whole list, in order.
+    """The results of work(items), a list in their order, on every rank; each rank works on a part of them.
 
-    The weights of a sharded policy are gathered while the work is done. Every rank has to call this.
+    The weights of a sharded policy are gathered for the work. Every rank has to call this.
     """
     mine = items[rank()::num_ranks()]
     with unsharded(policy) if policy is not None else nullcontext():
@@ -52,8 +50,7 @@ def is_sharded(policy):
 
 
 def shard_model(policy, dtype):
-    """Spread the weights over the ranks (FSDP2): each learns its part in float32; a forward pass gathers them
-    in dtype, layer by layer."""
+    """Spread float32 weights over the ranks (FSDP2); a forward pass gathers them in dtype, layer by layer."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
     how = {"mesh": dist.device_mesh.init_device_mesh(policy.device.type, (num_ranks(),)),
@@ -69,8 +66,7 @@ def shard_model(policy, dtype):
 
 @contextmanager
 def unsharded(policy):
-    """All weights of a sharded policy on every rank inside the block: a rollout gathers them once and not for
-    every token."""
+    """All weights of a sharded policy on every rank in the block: gathered once, not for every token."""
     parts = [m for m in policy.modules() if is_sharded(m)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -86,8 +82,7 @@ def is_dtensor(value):
 
 
 def gather_full_state(state):
-    """A state with every sharded tensor in it gathered: a checkpoint can be loaded on any number of
-    devices."""
+    """A state with every sharded tensor in it gathered: it can be loaded on any number of devices."""
     if isinstance(state, dict):
         return {name: gather_full_state(value) for name, value in state.items()}
     if isinstance(state, (list, tuple)):

@@ -1,5 +1,4 @@
-"""Files: JSONL, JSON, parquet and data sets of the hub in, atomic writes out, and the one-line error for
-input that a user has to correct."""
+"""Files: JSONL, JSON, parquet and hub data in, atomic writes out, the one-line error for input to correct."""
 import json
 import os
 import shutil
@@ -35,13 +34,21 @@ def first_line(error):
 
 
 # Reading
+@contextmanager
+def explain_read_errors(source, problem, fix=""):
+    """Raises InputError, "SOURCE: problem (why); fix", where the block cannot read or understand `source`."""
+    try:
+        yield
+    except Exception as error:      # libraries raise dozens of types for a file that is missing or damaged
+        why = getattr(error, "strerror", None) or f"{problem} ({first_line(error)})"
+        raise InputError(f"{source}: {why}" + (f"; {fix}" if fix else "")) from None
+
+
 class Number(float):
     """A number of a JSON file that keeps its text: as a float, 6.02e23 is 601999999999999995805696."""
 
-    def __new__(cls, text):
-        number = super().__new__(cls, text)
-        number.text = str(text)
-        return number
+    def __init__(self, text):
+        self.text = text
 
     def __str__(self):
         return self.text
@@ -51,47 +58,26 @@ def parse_json(text):
     return json.loads(text, parse_float=Number)
 
 
-def table_rows(table):
-    """The rows of a pyarrow table. A number of 32 bits keeps its text: 0.1, not 0.10000000149011612."""
-    for index, column in enumerate(table.columns):
-        if column.type == "float":
-            table = table.set_column(index, table.field(index).name, column.cast("string").cast("float64"))
-    return table.to_pylist()
-
-
 def parse_jsonl(path):
-    """(records, places) of a JSONL file: the object of each line that is not empty, and its place ("FILE,
-    line 3")."""
-    path = Path(path)
-    try:
+    """(records, places) of a JSONL file: of each line with text its value and its place, "FILE, line 3"."""
+    with explain_read_errors(path, "not a text file of JSON, an object a line"):
         # not splitlines: a form feed or U+2028 inside a string ends no line
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        why = f"{error.reason} at byte {error.start}"
-        raise InputError(f"{path}: not UTF-8 text ({why}); expected JSONL, one object a line") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; expected a JSONL file, one object a line") from None
-    records, places = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    places = {f"{path}, line {number}": line for number, line in enumerate(lines, 1) if line.strip()}
+    records = []
+    for place, line in places.items():
+        with explain_read_errors(place, "not JSON, an object a line"):
             records.append(parse_json(line))
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4,300 digits
-            why = getattr(error, "msg", error)
-            raise InputError(f"{path}, line {number}: not JSON ({why}); expected one object a line") from None
-        places.append(f"{path}, line {number}")
     if not records:
-        raise InputError(f"{path}: empty; expected a JSONL file, one object a line")
-    return records, places
+        raise InputError(f"{path}: empty; expected JSON, an object a line")
+    return records, list(places)
 
 
 TYPE_NAMES = {str: "text", int: "a number", list: "a list"}
 
 
 def read_jsonl(path, fields=(), types=None):
-    """The records of a JSONL file; each has the named `fields`, none empty, and those in `types` ({name:
-    type}) have their type.
+    """The records of a JSONL file, each with the named `fields`, none empty; types: {field: its type}.
 
     Raises InputError with file and line of what is wrong, three places at most, and what is expected.
     """
@@ -113,8 +99,7 @@ def read_jsonl(path, fields=(), types=None):
 
 
 def read_train_and_val(folder, fields, types):
-    """The records of train.jsonl and val.jsonl, see read_jsonl. Raises InputError where a problem id is in
-    both."""
+    """The records of train.jsonl and val.jsonl, see read_jsonl; InputError where both have a problem id."""
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; make it with python 01_segment.py --out {folder}, "
                          "or give another with --data")
@@ -126,32 +111,31 @@ def read_train_and_val(folder, fields, types):
     return tuple([{"partial": "", **record} for record in part] for part in (train, val))
 
 
+def table_rows(table):
+    """The rows of a pyarrow table. A number of 32 bits keeps its text: 0.1, not 0.10000000149011612."""
+    for index, column in enumerate(table.columns):
+        if column.type == "float":
+            table = table.set_column(index, table.field(index).name, column.cast("string").cast("float64"))
+    return table.to_pylist()
+
+
 def read_rows(source, split=None):
-    """(rows, places) of a .jsonl, .json (a list of objects) or .parquet file; with `split`, of that split of
-    the hub's data set `source`.
+    """(rows, places) of a .jsonl, .json or .parquet file, or of a split of the hub's data set `source`.
 
     Raises InputError where the source cannot be read or is empty.
     """
     if split:
         from datasets import load_dataset
-        try:
+        with explain_read_errors(source, f"not a data set of the hub with a split {split!r}",
+                                 "give a local file, or check the name and the network"):
             rows = table_rows(load_dataset(str(source), split=split).with_format("arrow")[:])
-        # the library raises dozens of types; the user has to correct all of them
-        except Exception as error:
-            raise InputError(f"{source}: cannot load split {split!r} from the hub ({first_line(error)}); "
-                             "give a local file, or check the name and the network") from None
     elif Path(source).suffix == ".parquet":
         import pyarrow.parquet
-        try:
+        with explain_read_errors(source, "not a parquet file"):
             rows = table_rows(pyarrow.parquet.read_table(source))
-        except (OSError, pyarrow.ArrowInvalid) as error:
-            raise InputError(f"{source}: not a parquet file that can be read ({first_line(error)})") from None
     elif Path(source).suffix == ".json":
-        try:
+        with explain_read_errors(source, "not JSON, a list of objects"):
             rows = parse_json(Path(source).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            why = getattr(error, "strerror", None) or f"not JSON ({error})"
-            raise InputError(f"{source}: {why}; expected a list of objects") from None
     else:
         return parse_jsonl(source)
     if not isinstance(rows, list) or not rows:
@@ -177,8 +161,7 @@ def explain_write_errors(path):
 
 @contextmanager
 def atomic_write(path):
-    """A temporary name to write a file or folder to, renamed to `path` at the end: the output is complete or
-    absent."""
+    """A temporary name for a file or folder, renamed to `path` at the end: it is complete or absent."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -213,8 +196,7 @@ def write_jsonl(path, records):
 
 
 def shorten(text, limit):
-    """A text of at most about `limit` characters: the middle of a longer one is left out, with the number of
-    characters left out."""
+    """A text of at most about `limit` characters: a mark in its middle says how many are left out."""
     if len(text) <= limit:
         return text
     half = limit // 2

@@ -4,6 +4,7 @@ A process of its own: math-verify's time limits fail outside the main thread, an
 a power of big integers or a crash of the stack. The kernel does.
 """
 import functools
+import itertools
 import json
 import os
 import re
@@ -50,18 +51,13 @@ CHOICE = pattern(r"""                                                       # \t
 BASE = pattern(r"""(?<![\w.\\^}])(?: \(NUMBER\) | (?:TEXT)?\{NUMBER\} | NUMBER )\s*
     _\s*(?: \{((?:[^{}]|\{[^{}]*\})*)\} | (TEXT\{[^{}]*\}|\d+|[a-z](?![a-z])) )""")
 IN_BASE = pattern(r"NUMBER[\s,(-]*(?:in\s)?[\s(]*base[\s-]*(\w+)[\s).]*")               # 52 in base 8
-BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-         "thirteen", "fourteen", "fifteen", "sixteen"]
+BASES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
 
 
 def is_group(text):
     """Whether a text is one pair of braces and what is inside."""
-    depth = 0
-    for position, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return character == "}" and position == len(text) - 1
-    return False
+    depths = [*itertools.accumulate((character == "{") - (character == "}") for character in text)]
+    return text.startswith("{") and 0 in depths and depths.index(0) == len(text) - 1
 
 
 def fraction_of_decimal(match):

@@ -1,8 +1,6 @@
-"""The key-value cache of a rollout: a group's prompt is stored once, and each decode step reads it for all
-rows of the group."""
+"""The key-value cache of a rollout: a group's prompt is stored once and read once for all its rows."""
 import warnings
 import weakref
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +13,7 @@ from .prefix_cache import PrefillCache
 
 @dataclass
 class DecodeCache(LayerCache):
-    """The tensors that one decode step reads, and the column it writes: own[layer] has one for the new token
-    of each row."""
+    """The tensors that one decode step reads; it writes the new token's column of own."""
     length: torch.Tensor            # (B,) tokens of each row so far
     row: torch.Tensor               # (B,) 0 .. B - 1
     row_of_slot: torch.Tensor       # (P, W)
@@ -37,8 +34,8 @@ class DecodeCache(LayerCache):
 
 
 class DecodeStep(torch.nn.Module):
-    """A forward pass over one token of each row, as a function of tensors alone, which can be traced: tokens
-    (B,), positions (B,) and the fields of DecodeCache -> last hidden states (B, D)."""
+    """One token of each row as a function of tensors, which can be traced: tokens (B,), positions (B,) and
+    the fields of DecodeCache -> last hidden states (B, D)."""
 
     def __init__(self, model):
         super().__init__()
@@ -56,39 +53,27 @@ TRACED = weakref.WeakKeyDictionary()
 
 
 def traced_step(policy, weights, inputs):
-    """The DecodeStep of a policy, on a CPU traced with TorchScript, which runs it without Python: a small
-    model's rollout takes two thirds of the time.
-
-    Where a number leaves the tensors and controls the code (dynamic RoPE), or torch no longer has
-    TorchScript, the step runs untraced.
-    """
+    """The DecodeStep of a policy, on a CPU traced with TorchScript: without Python a small model's rollout
+    takes two thirds of the time. Untraced where a number controls the code (dynamic RoPE) or torch cannot."""
     steps, key = TRACED.setdefault(policy, {}), (weights, len(inputs))
     if key not in steps:
-        step = DecodeStep(policy.base_model)
+        from transformers.utils import logging
+        step, verbosity = DecodeStep(policy.base_model), logging.get_verbosity()
         if policy.device.type != "cpu" or is_sharded(policy):
             return step
-        with quiet_transformers(), warnings.catch_warnings(action="ignore"):
+        logging.set_verbosity_error()           # tracing reads every property of a model, deprecated ones too
+        with warnings.catch_warnings(action="ignore"):
             try:                                                    # the warning: a number leaves the tensors
                 warnings.simplefilter("error", torch.jit.TracerWarning)
                 steps[key] = torch.jit.trace(step, tuple(inputs), check_trace=False)
             except Exception:  # an architecture of another kind fails in any way
                 steps[key] = step
+        logging.set_verbosity(verbosity)
     return steps[key]
 
 
-@contextmanager
-def quiet_transformers():
-    """No warnings of transformers: tracing reads every property of a model, deprecated ones too."""
-    from transformers.utils import logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    yield
-    logging.set_verbosity(verbosity)
-
-
 class SharedPromptCache:
-    """Keys and values of B rows in groups that share a prompt. A decode step writes one column and copies
-    next to nothing.
+    """Keys and values of B rows in groups that share a prompt. A decode step writes one column.
 
         prompts[layer]      keys (P, H_kv, D, T), values (P, H_kv, T, D): each prompt once, padded on the left
         own[layer]          keys, values (B or more, H_kv, room, D): row b in columns 0 .. length[b] - 1
@@ -107,15 +92,8 @@ class SharedPromptCache:
         self.is_token = torch.zeros(0, 0, dtype=torch.bool, device=policy.device)
         self.group = self.length = torch.zeros(0, dtype=torch.long, device=policy.device)
 
-    @property
-    def forks(self):
-        """Whether completions that begin with the same tokens share a row until they diverge: a GPU's CUDA
-        graphs need the same rows at every step."""
-        return not self.on_gpu
-
     def prefill(self, prompts, sizes):
-        """Compute N prompts (lists of ids) and open sizes[i] rows for prompts[i]. Returns the logits (b, V)
-        of each new row's first token."""
+        """Compute prompts (lists of ids) and open sizes[i] rows for prompts[i]: the logits of all (b, V)."""
         prefixes = [torch.zeros(0, 0, dtype=self.policy.dtype, device=self.policy.device)] * len(prompts)
         if self.prefix_cache:
             prefixes = [self.prefix_cache.find(prompt, prefixes[0]) for prompt in prompts]
@@ -143,8 +121,8 @@ class SharedPromptCache:
         return self.head(torch.cat(hidden)[group])
 
     def read(self, prompts, prefixes):
-        """One forward pass over N prompts after their known prefixes: last hidden states (N, D), is_token (N,
-        T), {layer: (keys (N, H_kv, D, T), values (N, H_kv, T, D))}."""
+        """One pass over N prompts after their known prefixes: last hidden states (N, D), is_token (N, T) and
+        {layer: (keys (N, H_kv, D, T), values (N, H_kv, T, D))}."""
         device = self.policy.device
         lengths = torch.tensor([len(prefix) for prefix in prefixes], device=device)
         n, F = max(map(len, prefixes)), max(prefix.shape[1] for prefix in prefixes)
@@ -167,11 +145,11 @@ class SharedPromptCache:
         return output.last_hidden_state[:, -1], is_token, layers
 
     def decode(self, row, token):
-        """Append token (B,) to row (B,) of the cache, rows of at most `max_length` tokens. Returns the logits
-        of the next tokens (R, V), and of each completion the row of R that it is in now.
+        """Append token (B,) to row (B,) of the cache. Returns the next logits (R, V) and new rows (B,) of R.
 
-        Completions with the same tokens stay in the same row, which is forked where they diverge. Rows
-        without a completion are evicted, not one by one: it costs a copy.
+        Completions with the same tokens stay in the same row, which is forked where they diverge; not on a
+        GPU: CUDA graphs need the same rows at every step. Rows without a completion are evicted, several at
+        once: it costs a copy.
         """
         V = len(self.head.weight)
         pairs, index = (row * V + token).unique(return_inverse=True)  # (row, token), each once, ascending
@@ -181,7 +159,7 @@ class SharedPromptCache:
             row = torch.searchsorted(kept, row)
             self.evict_all_but(kept)
         diverges = torch.diff(row, prepend=row.new_full((1,), -1)) == 0  # another token for the same row
-        if self.forks and diverges.any():
+        if not self.on_gpu and diverges.any():
             forked = torch.arange(int(diverges.sum()), device=row.device) + len(self.length)
             self.fork(row[diverges])
             row[diverges] = forked
@@ -253,8 +231,7 @@ class SharedPromptCache:
         return traced_step(self.policy, self.weights, inputs)(*inputs)
 
     def replay(self, tokens):
-        """decode_step as a CUDA graph, captured at the second step with the same rows and room: on a GPU 1.3
-        to 1.7 times as fast."""
+        """decode_step as a CUDA graph, captured at the second step of a size: 1.3 to 1.7 times as fast."""
         self.repeats += 1
         if self.repeats == 1:
             return self.decode_step(tokens)

@@ -1,5 +1,4 @@
-"""Log-probabilities with gradient: each prompt of a batch is computed once for its group, and each shared
-prefix of prompts once."""
+"""Log-probabilities with gradient: each prompt, and each shared prefix of prompts, is computed once."""
 import itertools
 import math
 from functools import partial
@@ -8,13 +7,12 @@ import torch
 
 from .attention import LayerCache, additive_mask, shares_prompts
 from .distributed import gather, is_sharded, num_ranks, rank
-from .plain import token_logprobs_plain
+from .plain import left_pad, token_logprobs_plain
 from .prefix_cache import common_prefix_length
 
 
 def pack_prefix_tree(prompts, capacity):
-    """N prompts (lists of ids) packed in R rows of at most `capacity` tokens, a shared prefix of prompts in a
-    row once: a tree.
+    """N prompts (lists of ids) packed in R rows of at most `capacity` tokens, a shared prefix once: a tree.
 
         a b c,  a b d e  and  x y  in a row of 8       ids        a b c d e x y 0
                                                        positions  0 1 2 2 3 0 1 0
@@ -42,25 +40,15 @@ def pack_prefix_tree(prompts, capacity):
     return ids, attends, positions, paths
 
 
-def row_capacity(policy, prompts):
-    """Tokens in a row of pack_prefix_tree. A longer row shares more, but each token meets its whole row: with
-    as many tokens as a hidden state has numbers, that costs a sixth of all other products."""
-    return max(3 * max(map(len, prompts)) // 2, min(policy.config.get_text_config().hidden_size, 1024))
+class PathCache(LayerCache):
+    """The cache of a pass whose row b attends to the tokens paths[b] of packed prompts; paths (b, P)."""
 
-
-class PromptCache(LayerCache):
-    """Stores keys and values (tokens, H_kv, D) of packed prompts, with their gradient. With `paths` (b, P),
-    the cache of a later pass, whose row b attends to the tokens of path b."""
-
-    def __init__(self, prompts=None, paths=None):
-        self.layers, self.paths = prompts.layers if prompts else {}, paths
+    def __init__(self, layers, paths):
+        self.layers, self.paths = layers, paths                     # {layer: keys, values (tokens, H_kv, D)}
 
     def update(self, key, value, layer, *args, **kwargs):
-        if self.paths is None:  # setdefault: gradient checkpointing computes a layer twice
-            self.layers.setdefault(layer, [t.transpose(1, 2).flatten(0, 1) for t in (key, value)])
-            return key, value
-        keys, values = map(self.of_paths, self.layers[layer])
-        return torch.cat([keys, key], 2), torch.cat([values, value], 2)
+        return tuple(torch.cat([self.of_paths(known), new], 2)
+                     for known, new in zip(self.layers[layer], (key, value), strict=True))
 
     def of_paths(self, t):
         """Keys or values (tokens, H_kv, D) of the packed prompts -> those of each path (b, H_kv, P, D)."""
@@ -68,8 +56,7 @@ class PromptCache(LayerCache):
 
 
 def chunk_logprobs(hidden, weight, bias, targets, temperature):
-    """(log-probability of each target, entropy of its distribution), both (M,): one chunk of the
-    language-model head."""
+    """(log-probability of each target, entropy of its distribution), both (M,)."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float() / temperature
     logprobs = logits.log_softmax(-1)
     with torch.no_grad():
@@ -78,11 +65,10 @@ def chunk_logprobs(hidden, weight, bias, targets, temperature):
 
 
 def head_logprobs(policy, hidden, targets, temperature, head_numbers):
-    """(log-probability, entropy) of M targets, both (M,), from hidden (M, D), in chunks of head_numbers
-    logits.
+    """(log-probability, entropy) of M targets, both (M,), from hidden (M, D).
 
-    The logits of a chunk are recomputed for the gradient, unless the vocabulary is tiny: no tensor of M x V
-    numbers is kept.
+    The logits are computed in chunks of head_numbers, and again for the gradient unless V is tiny: no tensor
+    of M x V numbers is kept.
     """
     head = policy.get_output_embeddings()
     size = max(1, head_numbers // len(head.weight))
@@ -94,26 +80,25 @@ def head_logprobs(policy, hidden, targets, temperature, head_numbers):
 
 
 def read_prompts(policy, prompts):
-    """One pass over N packed prompts: their PromptCache, paths (N, P) padded on the left, is_token (N, P) and
-    the last hidden states (N, D)."""
-    device = policy.device
-    ids, attends, positions, paths = pack_prefix_tree(prompts, row_capacity(policy, prompts))
-    cache = PromptCache()
+    """One pass over N packed prompts: {layer: keys and values (tokens, H_kv, D)}, paths and is_token (N, P),
+    last hidden states (N, D)."""
+    device, cache = policy.device, LayerCache()
+    # a longer row shares more, but each token meets its whole row: with as many tokens as a hidden state has
+    # numbers, that costs a sixth of all other products
+    capacity = max(3 * max(map(len, prompts)) // 2, min(policy.config.get_text_config().hidden_size, 1024))
+    ids, attends, positions, paths = pack_prefix_tree(prompts, capacity)
     mask = additive_mask(attends[:, None].to(device), policy.dtype)
     output = policy.base_model(input_ids=ids.to(device), position_ids=positions.to(device),
                                attention_mask=mask, past_key_values=cache, use_cache=True)
     last = output.last_hidden_state.flatten(0, 1)[[int(path[-1]) for path in paths]]
-    lengths = torch.tensor([len(path) for path in paths], device=device)
-    P = int(lengths.max())
-    is_token = torch.arange(P, device=device) >= P - lengths[:, None]
-    paths = torch.stack([torch.nn.functional.pad(path, [P - len(path), 0]) for path in paths]).to(device)
-    return cache, paths, is_token, last
+    paths, is_token, _ = left_pad([path.tolist() for path in paths], device)
+    layers = {layer: [t.transpose(1, 2).flatten(0, 1) for t in pair] for layer, pair in cache.layers.items()}
+    return layers, paths, is_token, last
 
 
 def hidden_states(policy, prompts, rows, ids):
-    """Hidden states (b, L, D) that predict the tokens ids (b, L) after prompts[rows], rows (b,); prompts of
-    read_prompts."""
-    cache, paths, is_token, last = prompts
+    """Hidden states (b, L, D) that predict ids (b, L) after the rows (b,) of the prompts of read_prompts."""
+    layers, paths, is_token, last = prompts
     b, L = ids.shape
     causal = torch.ones(L - 1, L - 1, dtype=torch.bool, device=ids.device).tril().expand(b, -1, -1)
     # prompt and earlier tokens
@@ -121,7 +106,7 @@ def hidden_states(policy, prompts, rows, ids):
     positions = is_token[rows].sum(1)[:, None] + torch.arange(L - 1, device=ids.device)
     mask = additive_mask(attends[:, None], policy.dtype)
     output = policy.base_model(input_ids=ids[:, :-1], attention_mask=mask, position_ids=positions,
-                               past_key_values=PromptCache(cache, paths[rows]), use_cache=True)
+                               past_key_values=PathCache(layers, paths[rows]), use_cache=True)
     # the prompt's end predicts token 1
     return torch.cat([last[rows][:, None], output.last_hidden_state], 1)
 
@@ -138,13 +123,11 @@ def passes(completions, pass_tokens):
 
 
 def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
-    """Log-probabilities of the completions' tokens; each prompt and each shared prefix of prompts is computed
-    once.
+    """Log-probabilities (B, T) of the completions' tokens, a bool mask (B, T) and the mean entropy.
 
-    groups: list of (prompt ids, list of completions' ids), B completions in all. Returns logprobs (B, T),
-    mask (B, T) bool and the mean entropy. One pass over the prompts, then passes over distinct completions of
-    similar length, which attend to their prompt's keys and values. head_numbers: logits that are in memory at
-    a time.
+    groups: list of (prompt ids, list of completions' ids), B completions in all. One pass over the prompts,
+    then passes over distinct completions of similar length, which attend to their prompt's keys and values.
+    head_numbers: logits that are in memory at a time.
     """
     if not shares_prompts(policy):
         return token_logprobs_plain(policy, groups, temperature)
@@ -177,8 +160,7 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
 
 # Micro-batches
 def tokens_after_prefix_sharing(turns):
-    """Of each turn (prompt ids, completion ids, ..), sorted by these, the tokens that are not computed for
-    the turn before it."""
+    """Of each of the sorted turns (prompt ids, completion ids, ..) the tokens that the one before lacks."""
     sizes, previous = [], ([], [])
     for prompt, completion, *_ in turns:
         new = len(prompt) - common_prefix_length(prompt, previous[0]) + len(completion)
@@ -188,8 +170,7 @@ def tokens_after_prefix_sharing(turns):
 
 
 def group_turns(turns, max_tokens, share=True):
-    """Turns grouped by prompt, in lists of groups of about max_tokens tokens; share: tokens that are computed
-    once count once."""
+    """Turns grouped by prompt, in lists of about max_tokens tokens; share: shared tokens count once."""
     turns, batches, room = sorted(turns, key=lambda turn: turn[:2]), [], 0
     for turn, size in zip(turns, tokens_after_prefix_sharing(turns), strict=True):
         alone = len(turn[0]) + len(turn[1])
@@ -205,8 +186,7 @@ def group_turns(turns, max_tokens, share=True):
 
 
 def turns_of_rank(turns):
-    """This rank's part of the turns: whole groups, neighbours in the prefix tree, about as many tokens as the
-    other ranks have."""
+    """This rank's part of the turns: whole groups, neighbours in the prefix tree, of about equal tokens."""
     if num_ranks() == 1:
         return turns
     mine, done, groups = [], 0, group_turns(turns, math.inf)[0]
@@ -219,14 +199,11 @@ def turns_of_rank(turns):
 
 
 def micro_batches(policy, turns, max_tokens):
-    """(groups, weight) of the micro-batches of this rank's turns (prompt ids, completion ids, ..), each of
-    about max_tokens tokens.
+    """(groups, weight) of this rank's micro-batches of about max_tokens tokens; turns: (prompt ids, ids, ..).
 
-    The ranks of a sharded policy gather its layers together, so they need the same number of micro-batches:
-    missing ones are repeated with weight 0.
+    The ranks of a sharded policy gather layers together, so each has as many; missing ones have weight 0.
     """
-    mine = turns_of_rank(turns)
-    batches = group_turns(mine, max_tokens, shares_prompts(policy)) if mine else []
+    batches = group_turns(turns_of_rank(turns), max_tokens, shares_prompts(policy))
     batches = [(batch, 1.0) for batch in batches]
     if is_sharded(policy):
         batches += [([[turns[0]]], 0.0)] * (max(gather(len(batches))) - len(batches))

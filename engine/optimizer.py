@@ -38,8 +38,7 @@ class MasterAdam:
 
     @torch.no_grad()
     def step(self, max_grad_norm):
-        """Sum the gradients over the ranks, clip their norm, take a step unless it is not finite. Returns the
-        norm before clipping."""
+        """Sum the gradients over the ranks, clip, take a step if their norm is finite. Returns the norm."""
         for w in self.weights if num_ranks() > 1 else ():
             if is_dtensor(w):
                 w.grad.mul_(num_ranks())                            # FSDP has averaged them
@@ -60,8 +59,7 @@ class MasterAdam:
             p.copy_(master)
 
     def state_dict(self):
-        """All trained weights in float32, and Adam's averages: with the model that the run began from, the
-        policy."""
+        """Adam's averages and all trained weights in float32; with the first model they give the policy."""
         weights = [w.detach() for w in self.weights]
         return gather_full_state({"adam": self.adam.state_dict(), "weights": weights})
 
@@ -78,8 +76,7 @@ class MasterAdam:
 
 
 def make_optimizer(policy, cfg):
-    """The optimizer of a policy, which gets adapters and checkpointed layers as cfg asks. Raises InputError
-    for a package that is missing."""
+    """The optimizer of a policy, which gets adapters and checkpointed layers. InputError: missing package."""
     try:
         if cfg.lora_rank:
             from peft import LoraConfig, inject_adapter_in_model

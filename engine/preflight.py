@@ -1,5 +1,4 @@
-"""Preflight: everything that would go wrong in a run, found before its first slow operation and reported with
-the fix."""
+"""Preflight: what would go wrong in a run, found before its first slow operation, reported with the fix."""
 import math
 import os
 import shutil
@@ -12,14 +11,6 @@ from .distributed import num_ranks, rank
 from .files import InputError, first_line, remove, write_text
 from .policy import load_architecture
 from .rollout import length_problems
-
-
-def longest_prompts(tokenizer, examples, make_prompt, num=16):
-    """Token ids of the prompts with the most characters."""
-    def characters(messages):
-        return sum(len(message["content"]) for message in messages)
-    longest = sorted(map(make_prompt, examples), key=characters)[-num:]
-    return encode_texts(tokenizer, [prompt_text(tokenizer, messages) for messages in longest])
 
 
 def gigabytes(n):
@@ -39,25 +30,25 @@ def flag_problems(cfg):
         torch.zeros(1, device=cfg.device)
     except (RuntimeError, AssertionError) as error:
         problems.append(f"--device {cfg.device}: not available ({first_line(error)}); --device cpu always is")
-    if cfg.temperature == 0:
-        problems.append("--temperature 0: must be greater than 0, or the completions of a group are equal")
-    if cfg.group_size == 1:
-        problems.append("--group_size 1: completions are compared inside their group; use at least 2")
-    if cfg.eps >= 1:
-        problems.append(f"--eps {cfg.eps}: no group has a greater std; use less than 1")
-    if cfg.shard and num_ranks() == 1:
-        problems.append("--shard: there is one process; start the script with torchrun --nproc-per-node N")
-    if cfg.shard and (cfg.lora_rank or cfg.optimizer != "adam"):
-        problems.append("--shard: needs --optimizer adam and no --lora_rank; adapters fit one device")
-    if cfg.optimizer == "adam8bit" and cfg.device == "cpu":
-        problems.append("--optimizer adam8bit: needs a GPU; --optimizer adam does not")
-    return problems
+    rules = [
+        (cfg.temperature == 0, "--temperature 0: must be greater, or the completions of a group are equal"),
+        (cfg.group_size == 1, "--group_size 1: completions are compared in their group; use at least 2"),
+        (cfg.eps >= 1, f"--eps {cfg.eps}: no group has a greater std; use less than 1"),
+        (cfg.shard and num_ranks() == 1, "--shard: there is one process; use torchrun --nproc-per-node N"),
+        (cfg.shard and (cfg.lora_rank or cfg.optimizer != "adam"),
+         "--shard: needs --optimizer adam and no --lora_rank; adapters fit one device"),
+        (cfg.optimizer == "adam8bit" and cfg.device == "cpu",
+         "--optimizer adam8bit: needs a GPU; --optimizer adam does not")]
+    return problems + [problem for broken, problem in rules if broken]
 
 
 def prompt_problems(cfg, model, tokenizer, examples, make_prompt):
-    """Prompts that the tokenizer cannot write, or the model cannot read."""
+    """Prompts that the tokenizer cannot write, or the model cannot read, of the 16 with most characters."""
+    def characters(messages):
+        return sum(len(message["content"]) for message in messages)
     try:
-        prompts = longest_prompts(tokenizer, examples, make_prompt)
+        longest = sorted(map(make_prompt, examples), key=characters)[-16:]
+        prompts = encode_texts(tokenizer, [prompt_text(tokenizer, messages) for messages in longest])
         if not all(prompts):
             raise ValueError("the tokenizer writes no tokens")
     except Exception as error:  # a chat template is a program of its own and fails in any way
@@ -73,8 +64,7 @@ def prompt_problems(cfg, model, tokenizer, examples, make_prompt):
 
 
 def memory_problems(cfg, model):
-    """Weights, gradients and optimizer states that do not fit the device, checkpoints that do not fit the
-    disk. Prints the estimate."""
+    """Weights, gradients and Adam beyond the device, checkpoints beyond the disk. Prints the estimate."""
     numbers = sum(p.numel() for p in model.parameters())
     trained = numbers // 100 if cfg.lora_rank else numbers
     # gradient, Adam, float32 copy
@@ -105,8 +95,7 @@ def check_lengths(cfg, config, tokens):
 
 
 def check_start(cfg, examples, make_prompt):
-    """Check all that a run needs before the first slow operation. Raises InputError with every problem and
-    its fix."""
+    """Check all that a run needs. Raises InputError with every problem and its fix."""
     problems = flag_problems(cfg)
     model, tokenizer = load_architecture(cfg.model)
     problems += prompt_problems(cfg, model, tokenizer, examples, make_prompt) + memory_problems(cfg, model)

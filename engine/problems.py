@@ -1,7 +1,5 @@
-r"""Problems: without this file no script reads problems, the answer in the last \boxed{} of a text, or the
-numbered titles of a solution."""
+r"""Problems: reading them, the answer in the last \boxed{} of a text, the numbered titles of a solution."""
 import ast
-import math
 import re
 import time
 import unicodedata
@@ -9,7 +7,7 @@ from collections import namedtuple
 from contextlib import suppress
 from difflib import get_close_matches
 
-from .files import InputError, Number, parse_json, read_rows
+from .files import InputError, parse_json, read_rows
 
 # names of each column in public data sets; the first that a row has
 COLUMNS = {"id": ("id", "unique_id", "idx"), "problem": ("problem", "question"),
@@ -46,13 +44,10 @@ WRAPPING = re.compile(r"\\(?:(?:text|math)(?:bf|rm|it)?|boxed|fbox|mbox)\s*(?=\{
 
 def is_missing(value):
     """Whether a value is none: null, NaN, infinity, a list of such, or text that says so ("None")."""
-    if isinstance(value, str):
-        visible = any(c.isprintable() and not c.isspace() for c in value)
-        return not visible or bool(NULL.fullmatch(value))
-    if isinstance(value, float) and not isinstance(value, Number):
-        return not math.isfinite(value)
-    parts = value.values() if isinstance(value, dict) else value
-    return value is None or isinstance(value, (list, tuple, dict)) and all(map(is_missing, parts))
+    if isinstance(value, (list, tuple, dict)):
+        return all(map(is_missing, value.values() if isinstance(value, dict) else value))
+    text = str(value)
+    return bool(NULL.fullmatch(text)) or not any(c.isprintable() and not c.isspace() for c in text)
 
 
 def says_no_answer(text):
@@ -88,12 +83,12 @@ def text_of(value, place, field, nested=False):
     if is_missing(value):
         return ""
     if isinstance(value, dict):
-        values = [v for v in value.values() if not is_missing(v)]
         named = [value[name] for name in NESTED if not is_missing(value.get(name))]
-        if not named and len(values) != 1:
+        values = named[:1] or [part for part in value.values() if not is_missing(part)]
+        if len(values) != 1:
             names = ", ".join(map(str, value))
             raise InputError(f"{place}: {field} is an object of {names}; write it as text, or as value alone")
-        return text_of((named or values)[0], place, field, nested)
+        return text_of(values[0], place, field, nested)
     if isinstance(value, (list, tuple)):
         parts = [text_of(part, place, field, True) for part in value]
         parts = [part for part in parts if not says_no_answer(part)]
@@ -101,10 +96,8 @@ def text_of(value, place, field, nested=False):
         if len(parts) > 1 and (field != "answer" or "\n" in joined):
             raise InputError(f"{place}: {field} is a list of {len(parts)} texts; write a row for each")
         return f"({joined})" if nested and len(parts) > 1 else joined
-    if isinstance(value, float) and not isinstance(value, Number):
-        whole = value.is_integer() and abs(value) < 1e16
-        return str(int(value)) if whole else repr(value).replace("e+", "e")
-    return re.sub(r"(?<=\d)\.0+$", "", str(value)) if isinstance(value, Number) else str(value)
+    # 27.0 is 27, and Python's 6.02e+23 is 6.02e23
+    return re.sub(r"(?<=\d)\.0+$|(?<=e)\+", "", str(value)) if isinstance(value, float) else str(value)
 
 
 # 3. JSON reads "\frac" as a form feed and "rac"; so too \b, \t, \n and \r, and Python \a and \v
@@ -138,8 +131,7 @@ THOUGHT_TAG = re.compile(r"""(?:<\|?|\[(?=/?THINK)|◁)(?P<close>/|end_of_)?(?:b
         (?:think|thinking|thoughts?|reasoning|reflection|scratchpad)\s*(?:\|?>|\]|▷)
     | (?P<final><\|channel\|>final<\|message\|>)""", re.IGNORECASE | re.VERBOSE)
 TAG = re.compile(r"</?(?:final_)?(?:answer|solution)>|<[|｜][\w▁]{3,40}[|｜]>|</s>\s*\Z", re.IGNORECASE)
-SOLUTION = re.compile(r"<(?:\|begin_of_)?solution\|?>(.*?)(?:<(?:/|\|end_of_)solution\|?>|\Z)",
-                      re.IGNORECASE | re.DOTALL)
+SOLUTION = re.compile(r"(?is)<(?:\|begin_of_)?solution\|?>(.*?)(?:<(?:/|\|end_of_)solution\|?>|\Z)")
 ANSWER = re.compile(r"<(?:final_)?answer>([^\n]*?)</(?:final_)?answer>", re.IGNORECASE)
 
 
@@ -148,20 +140,16 @@ def without_thoughts(text, tags=THOUGHT_TAG):
 
     tags: a pattern that contains THOUGHT_TAG; other matches of it may hold tags, and are kept.
     """
-    kept, position = "", 0
-    while tag := tags.search(text, position):
-        if tag["close"] or tag["final"]:                    # the prompt began the thoughts
-            kept = ""
-        elif tag.re is THOUGHT_TAG or THOUGHT_TAG.fullmatch(tag[0]):
-            kept += text[position:tag.start()]
-            while (tag := THOUGHT_TAG.search(text, tag.end())) and not (tag["close"] or tag["final"]):
-                pass
-            if not tag:
-                return kept
-        else:
-            kept += text[position:tag.end()]
+    kept, position, thinking = "", 0, False
+    while tag := (THOUGHT_TAG if thinking else tags).search(text, position):
+        if tag["close"] or tag["final"]:
+            kept = kept if thinking else ""                 # the prompt began the thoughts
+            thinking = False
+        elif not thinking:
+            thinking = bool(THOUGHT_TAG.fullmatch(tag[0]))
+            kept += text[position:tag.start() if thinking else tag.end()]
         position = tag.end()
-    return kept + text[position:]
+    return kept if thinking else kept + text[position:]
 
 
 def without_tags(text):

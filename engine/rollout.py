@@ -1,5 +1,4 @@
-"""Sampling: completions of many prompts, decoded in one batch that waiting prompts join as others finish
-(continuous batching)."""
+"""Sampling: many prompts decoded in one batch, which others join as rows finish (continuous batching)."""
 import itertools
 import math
 import os
@@ -17,17 +16,15 @@ from .plain import generate_plain, sample_tokens
 
 @dataclass
 class Rollout:
-    """B completions as sampled: token ids (training uses these, never a decoded and encoded text), their
-    log-probabilities, text, whether EOS came."""
-    completions: list
-    logprobs: list
+    """B completions as sampled."""
+    completions: list       # token ids, EOS included: what is trained, never a decoded and encoded text
+    logprobs: list          # of these tokens
     texts: list
-    finished: list
+    finished: list          # whether EOS came
 
 
 def random_stream(seed, turn, shape):
-    """Uniform numbers that depend on the seed (any text) and the turn alone: a prompt's samples are the same
-    in every batch, on every device."""
+    """Uniform numbers of a seed (any text) and a turn alone, the same in every batch, on every device."""
     number = random.Random(f"{seed}, turn {turn}").getrandbits(62)
     return torch.rand(shape, generator=torch.Generator().manual_seed(number))
 
@@ -52,8 +49,7 @@ def length_problems(config, model, tokens, share_prompts):
 
 
 def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):
-    """How many completions fit half of the free bytes: their keys and values, their part of those of their
-    prompt, and the logits of one token."""
+    """How many completions fit half of the free bytes, with their part of a prompt and a token's logits."""
     config = policy.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -77,17 +73,15 @@ def free_bytes(device):
 
 def admit(waiting, sizes, free_rows):
     """Take prompts off the list `waiting` while their completions fit the free rows; at least one."""
-    admitted = [waiting.pop()]
-    free_rows -= sizes[admitted[0]]
-    while waiting and sizes[waiting[-1]] <= free_rows:
+    admitted = []
+    while waiting and (not admitted or sizes[waiting[-1]] <= free_rows):
         admitted.append(waiting.pop())
         free_rows -= sizes[admitted[-1]]
     return admitted
 
 
 def decode_batch(policy, eos, prompts, sizes, uniforms, temperature, max_rows, prefix_cache=None):
-    """sizes[i] completions of prompts[i], B in all -> tokens and log-probabilities (B, T), lengths (B,), EOS
-    included.
+    """sizes[i] completions of prompts[i] -> tokens, log-probabilities (B, T) and lengths (B,) with EOS.
 
     When a fifth of max_rows is free, waiting prompts join the batch.
     """
@@ -105,11 +99,11 @@ def decode_batch(policy, eos, prompts, sizes, uniforms, temperature, max_rows, p
         if waiting and len(active) <= 0.8 * max_rows:
             admitted = admit(waiting, sizes, max_rows - len(active))
             rows, width = len(cache.length), torch.tensor([sizes[i] for i in admitted], device=device)
-            open_rows = torch.ones_like(width) if cache.forks else width
+            open_rows = width if cache.on_gpu else torch.ones_like(width)   # see SharedPromptCache.decode
             new = cache.prefill([prompts[i] for i in admitted], open_rows)
             logits = torch.cat([logits, new]) if rows else new
             opened = torch.arange(rows, rows + len(new), device=device)
-            row = torch.cat([row, opened.repeat_interleave(width) if cache.forks else opened])
+            row = torch.cat([row, opened if cache.on_gpu else opened.repeat_interleave(width)])
             joined = [torch.arange(first[i], first[i + 1], device=device) for i in admitted]
             active = torch.cat([active, *joined])
         position = cache.length[row]
@@ -126,13 +120,11 @@ def decode_batch(policy, eos, prompts, sizes, uniforms, temperature, max_rows, p
 @torch.inference_mode()
 def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_tokens=160, max_rows=384,
              uniforms=None, prefix_cache=None):
-    """G completions for each of P prompts (lists of ids); group_size may also be a list of P numbers. Returns
-    a Rollout of B = P*G in order.
+    """G completions of each of P prompts (lists of ids): a Rollout of B = P*G. group_size: G, or P numbers.
 
     uniforms (B, max_new_tokens): numbers in [0, 1) that the tokens are sampled with, so a completion does not
-    depend on the batch it is in; -1 takes the most probable token. temperature 0 is greedy. At most max_rows
-    completions are decoded at a time, fewer where memory is short. Raises InputError where the model's
-    attention window is shorter.
+    depend on its batch; -1 takes the most probable token. temperature 0: greedy. max_rows: completions at a
+    time, fewer where memory is short. Raises InputError where the model's positions or window are too few.
     """
     tokens = max(map(len, prompts), default=0) + max_new_tokens
     if problems := length_problems(policy.config, policy.config.name_or_path, tokens, shares_prompts(policy)):
@@ -144,8 +136,7 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
         uniforms = torch.full((sum(sizes), max_new_tokens), -1.0)
     elif uniforms is None:
         uniforms = torch.rand(sum(sizes), max_new_tokens, device=device)
-    uniforms, was_training = uniforms.to(device), policy.training
-    policy.eval()
+    uniforms = uniforms.to(device)
     if shares_prompts(policy):
         if prefix_cache:
             prefix_cache.next_turn(free_bytes(device) // 4)
@@ -155,7 +146,6 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
         parts = [slice(i, i + max_rows) for i in range(0, len(repeated), max_rows)]
         parts = [generate_plain(policy, eos, repeated[part], uniforms[part], temperature) for part in parts]
         sampled = map(torch.cat, zip(*parts, strict=True))
-    policy.train(was_training)
     return as_rollout(tokenizer, *sampled, eos)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from .distributed import on_all_ranks, rank
-from .files import InputError, remove, write_jsonl, write_text
+from .files import InputError, explain_read_errors, remove, write_jsonl, write_text
 
 RESULTS = ("*.json", "seed*/*.json")    # in a folder of results
 
@@ -22,8 +22,7 @@ def digest(*parts):
 
 
 def digest_files(model, *suffixes):
-    """A digest of a model's files with these suffixes, "" where it has none: of their content, so that a
-    copy is the same model and other weights under the same name are not."""
+    """A digest of what is in a model's files with these suffixes, whatever its folder; "" without any."""
     folder = Path(model)
     if not folder.is_dir():                             # a name of the hub: its files in the cache
         from huggingface_hub import snapshot_download
@@ -37,8 +36,10 @@ def digest_files(model, *suffixes):
 
 
 def made_of(model, problems, prompts, settings, extend):
-    """For each problem all that its attempts depend on, see stored_or_made; without prompts what can be
-    known without the tokenizer. extend: the function that continues an attempt, or None."""
+    """For each problem all that its attempts depend on, see stored_or_made.
+
+    prompts: None with --regrade, which loads no model. extend: what continues an attempt, or None.
+    """
     common, weights = {"settings": settings}, digest_files(model, ".safetensors", ".bin")
     if weights:                                         # --regrade needs none
         common["weights"] = weights
@@ -55,11 +56,10 @@ def made_of(model, problems, prompts, settings, extend):
 
 def read_stored(path):
     """The records of a file of stored_or_made; none of a file of another kind."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         _, *records = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
         return [record for record in records if isinstance(record["of"], dict)]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    return []
 
 
 def stored_or_made(path, header, items, wanted, make, size, again=False):
@@ -94,11 +94,9 @@ def read_results(folder):
     """
     found = {}
     for path in (path for pattern in RESULTS for path in sorted(Path(folder).glob(pattern))):
-        try:
+        with explain_read_errors(path, "no result of 04_eval.py", "remove it, or use another folder"):
             result = json.loads(path.read_text(encoding="utf-8"))
             _ = result["train_seed"], [part["right"] for part in result["benchmarks"].values()]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            raise InputError(f"{path}: no result of 04_eval.py; remove it, or use another folder") from None
         found.setdefault(path.stem, []).append({**result, "file": str(path)})
     if not found:
         raise InputError(f"{folder}: no results (NAME.json or seed*/NAME.json); python 04_eval.py makes some")
@@ -119,8 +117,7 @@ def check_seeds(name, results):
 
 
 def check_output(results, names, train_seed, *folders):
-    """Raises InputError where a file cannot be written to one of the folders, or new results of these names
-    could not be shown together with what is in the folder `results`."""
+    """Raises InputError where a folder cannot be written to, or `results` has this seed and name."""
     for folder in (results, *folders) if rank() == 0 else ():       # several ranks would remove each other's
         write_text(folder / "writable", "")
         remove(folder / "writable")

@@ -40,6 +40,11 @@ def assert_same(ours, theirs, atol=1e-5):
     torch.testing.assert_close(torch.tensor(sum(ours.logprobs, [])), torch.tensor(sum(theirs.logprobs, [])), atol=atol, rtol=0)
 
 
+def as_on_a_gpu(monkeypatch):
+    """Every step has the same rows, and tensors keep their size."""
+    monkeypatch.setattr(SharedPromptCache, "on_gpu", property(lambda self: True, lambda self, value: None), raising=False)
+
+
 def solve_prompts(srl, tokenizer, example, *problems):
     return [encode(tokenizer, srl.srl_prompt({**example, "problem": f"Solve {problem}", "partial": ""})) for problem in problems]
 
@@ -98,7 +103,7 @@ def test_completions_share_a_row_until_they_diverge(srl, base, tokenizer, exampl
     for n, width in enumerate(widths, 1):
         alive = {(b // 16, *completion[:n]) for b, completion in enumerate(shared.completions) if len(completion) > n}
         assert len(alive) <= width <= len(alive) / 0.8                                           # finished rows stay until they are a fifth
-    monkeypatch.setattr(SharedPromptCache, "forks", False)
+    as_on_a_gpu(monkeypatch)
     assert_same(shared, generate(base, tokenizer, prompts, 16, max_new_tokens=80, uniforms=uniforms), atol=1e-4)
 
 
@@ -189,7 +194,7 @@ def test_a_step_that_cannot_be_traced_runs_untraced(tokenizer, monkeypatch, why)
 
 def test_steps_whose_tensors_keep_their_size_as_on_a_gpu_sample_the_same(tiny, tokenizer, ragged, monkeypatch):
     ours = sample(tiny, tokenizer)
-    monkeypatch.setattr(SharedPromptCache, "on_gpu", property(lambda self: True, lambda self, value: None), raising=False)
+    as_on_a_gpu(monkeypatch)
     assert_same(ours, sample(tiny, tokenizer))
 
 

@@ -10,7 +10,7 @@ from reference import PREFIXES, PROMPTS, forward_logprobs, greedy_tokens, sample
 from engine.files import InputError
 from engine.logprobs import token_logprobs
 from engine.optimizer import make_optimizer
-from engine.policy import cache_mismatch, load_policy, plain_mismatch, save_model
+from engine.policy import load_policy, mismatch, save_model
 from engine.prefix_cache import PrefixCache
 from engine.rollout import generate
 
@@ -107,7 +107,7 @@ def saved_model(tokenizer, folder, kind, **more):
 @pytest.mark.parametrize("kind", COMPUTED)
 def test_rollout_and_update_of_these_architectures_share_prompts_and_compute_what_their_forward_pass_computes(tokenizer, kind):
     model = small_model(tokenizer, kind)
-    assert cache_mismatch(model) == ""
+    assert mismatch(model) == ""
     logprobs, mask, _ = token_logprobs(model, [(prompt, [[7, 8, 9, 1], [10, 1]]) for prompt in PREFIXES])
     assert model.config._attn_implementation == "grouped_query"
     prefix_cache = PrefixCache()
@@ -123,7 +123,7 @@ def test_rollout_and_update_of_these_architectures_share_prompts_and_compute_wha
 @pytest.mark.parametrize("kind, more", PLAIN, ids=[kind for kind, _ in PLAIN])
 def test_other_architectures_copy_the_prompt_for_each_completion_and_compute_what_their_forward_pass_computes(tokenizer, tmp_path, capsys, kind, more):
     model, _ = load_policy(saved_model(tokenizer, tmp_path, kind, **more), share_prompts=kind != "mistral")
-    assert "every completion gets its own copy of the prompt" in capsys.readouterr().out and plain_mismatch(model) == ""
+    assert "every completion gets its own copy of the prompt" in capsys.readouterr().out and mismatch(model) == ""
     greedy = generate(model, tokenizer, PROMPTS, 1, temperature=0, max_new_tokens=12, max_rows=3).completions                # three rows, then the fourth
     assert greedy == [greedy_tokens(model, prompt, 12) for prompt in PROMPTS]
     sampled = generate(model, tokenizer, PROMPTS, 2, max_new_tokens=12)

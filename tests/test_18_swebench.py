@@ -145,7 +145,6 @@ def test_predictions_have_the_harness_format_and_say_how_to_grade_them(evaluate,
 
     monkeypatch.setattr(srl, "run_episodes", run_episodes)
     monkeypatch.setattr(evaluate, "load_policy", lambda *args: (tiny, tokenizer))
-    monkeypatch.setattr(swebench.shutil, "which", lambda name: None)                                 # no Docker
     monkeypatch.setattr(sys, "argv", ["04_eval.py", "--swebench", str(tmp_path / "verified.jsonl"), "--repositories", str(folder.parent),
                                       "--models", "mine=model", "--completions", str(tmp_path / "out")])
     evaluate.main()

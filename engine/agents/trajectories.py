@@ -4,43 +4,23 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from ..files import InputError, parse_json, read_rows
+from ..files import InputError, explain_read_errors, parse_json, read_rows
 from ..problems import THOUGHT_TAG, is_missing, without_thoughts
 
-FUNCTION, PARAMETER = re.compile(r"<function=([^>\s]+)>\s*"), re.compile(r"<parameter=([^>\s]+)>")
-PARAMETER_END = re.compile(r"</parameter>\s*(?=<parameter=|</function>)")
+# a value may hold closing tags too: it ends where the next parameter or the end of the function follows
+PARAMETER = re.compile(r"<parameter=([^>\s]+)>(?>(.*?)</parameter>\s*(?=<parameter=|</function>))", re.DOTALL)
+XML_CALL = re.compile(rf"<function=([^>\s]+)>\s*(?:{PARAMETER.pattern})*+</function>", re.DOTALL)
 COMMAND = re.compile(r"<command>(.*?)</command>", re.DOTALL)
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 # a call may hold tags of thoughts: it edits a file that has them
-CALL_OR_THOUGHT = re.compile(rf"""<function=[^>\s]+>(?:\s*</function>|.*?</parameter>\s*</function>)
-    | {COMMAND.pattern} | {TOOL_CALL.pattern} | ^```.*?^```[ \t]*$ | {THOUGHT_TAG.pattern}
-    """, re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
-
-
-def xml_calls(text):
-    """(text, name, arguments) of each complete call <function=name> <parameter=p>value</parameter> ..
-
-    A value may hold closing tags too: it ends where the next parameter or the end of the function follows.
-    """
-    calls, position = [], 0
-    while begin := FUNCTION.search(text, position):
-        arguments, position = {}, begin.end()
-        while parameter := PARAMETER.match(text, position):
-            end = PARAMETER_END.search(text, parameter.end())
-            if not end:
-                break
-            arguments[parameter[1]] = text[parameter.end():end.start()]
-            position = end.end()
-        if text.startswith("</function>", position):
-            position += len("</function>")
-            calls.append((text[begin.start():position], begin[1], arguments))
-    return calls
+CALL_OR_THOUGHT = re.compile(rf"""{XML_CALL.pattern} | {COMMAND.pattern} | {TOOL_CALL.pattern}
+    | ^```.*?^```[ \t]*$ | {THOUGHT_TAG.pattern}""", re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
 
 
 def parse_call(action):
     """(name, arguments) of an XML call or a <tool_call> in JSON, else of a shell command, "bash"; or None."""
-    if calls := xml_calls(action):
-        return calls[0][1:]
+    if found := XML_CALL.search(action):
+        return found[1], dict(PARAMETER.findall(found[0]))
     if found := TOOL_CALL.search(action):
         with suppress(ValueError, LookupError, TypeError, RecursionError):
             call = json.loads(found[1])
@@ -66,14 +46,10 @@ def parsed(value):
     return value
 
 
-def is_object(value):
-    return isinstance(value, dict)
-
-
 def function_of(call):
     """The function of a call or a definition: {"type": "function", "function": {..}}, or {..} itself."""
-    inner = call.get("function") if is_object(call) else None
-    return inner if is_object(inner) else call if is_object(call) else {}
+    call = call if isinstance(call, dict) else {}
+    return call["function"] if isinstance(call.get("function"), dict) else call
 
 
 def without_nulls(value):
@@ -83,38 +59,40 @@ def without_nulls(value):
     return [without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
+def role_name(message):
+    return (message.get("role") or message.get("from")) if isinstance(message, dict) else None
+
+
 def role_of(message):
     """system, user or assistant; None for anything else."""
-    name = (message.get("role") or message.get("from")) if is_object(message) else None
-    return ROLES.get(str(name).lower())
+    return ROLES.get(str(role_name(message)).lower())
 
 
-def messages_of(row):
-    """The chat of a row. Raises ValueError where no column is one."""
-    unknown = ""
-    for chat in map(parsed, map(row.get, CHATS)):
+def messages_of(row, place=""):
+    """The chat of a row. Raises InputError where no column is one."""
+    unknown = []
+    for chat in map(parsed, map(row.get, CHATS)) if isinstance(row, dict) else ():
         if isinstance(chat, list) and chat:
             if all(map(role_of, chat)):
                 return chat
-            message = next(message for message in chat if not role_of(message))
-            role = is_object(message) and (message.get("role") or message.get("from"))
-            unknown = unknown or (f"; the role {role!r} is unknown" if role else "")
-    raise ValueError("no messages (or history, trajectory, conversations) of content and a role: system, "
-                     f"user, assistant or tool{unknown}")
+            unknown += [role_name(message) for message in chat if not role_of(message)]
+    why = f"; the role {unknown[0]!r} is unknown" if any(unknown[:1]) else ""
+    raise InputError(f"{place}no messages (or history, trajectory, conversations) of content and a role: "
+                     f"system, user, assistant or tool{why}")
 
 
 def message_text(message):
     """The text of a chat message; its content may be a list of parts."""
     content = next((message[name] for name in TEXTS if not is_missing(message.get(name))), "")
     parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") or "" if is_object(part) else part for part in parts]
+    texts = [part.get("text") or "" if isinstance(part, dict) else part for part in parts]
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
 # 2. Forms of calls: (message, its text without thoughts) -> texts of the calls, unchanged
 def native_calls(message, text):
     """Native function calls, in the form of Qwen's chat template."""
-    if str(message.get("role") or message.get("from")).endswith("_call"):
+    if str(role_name(message)).endswith("_call"):
         return [f"<tool_call>\n{text.strip()}\n</tool_call>"]
     found, calls = parsed(message.get("tool_calls")) or message.get("function_call"), []
     for call in found if isinstance(found, list) else [found]:
@@ -127,22 +105,22 @@ def native_calls(message, text):
     return calls
 
 
+def closed(text, begin, end):
+    """The text with `end` behind its last `begin`, which a stop word may have cut off."""
+    is_closed = text.rfind(begin) <= text.rfind(end)
+    return text if is_closed else re.sub(r"\s*(?:</?[a-z_]*\s*)?\Z", "", text) + f"\n{end}"
+
+
 def function_calls(message, text):
-    """XML calls; a stop word may have cut off the last </function>."""
-    calls = [call for call, _, _ in xml_calls(text)]
-    rest = text.rpartition(calls[-1])[2] if calls else text
-    closed = re.sub(r"</?[a-z]*\s*\Z", "", rest).rstrip() + "\n</function>"
-    return calls + [call for call, _, _ in xml_calls(closed)[-1:] if closed.endswith(call)]
+    """XML calls."""
+    return [call[0] for call in XML_CALL.finditer(closed(text, "<function=", "</function>"))]
 
 
 def json_calls(message, text):
-    """JSON in <tool_call> tags; a stop word may have cut off the last </tool_call>."""
-    calls = [call[0] for call in TOOL_CALL.finditer(text) if re.search(r"""["']name["']""", call[1])]
-    begin = text.rfind("<tool_call>")
-    if begin > text.rfind("</tool_call>"):
-        last = re.sub(r"\s*(?:</?[a-z_]*\s*)?\Z", "", text[begin:])
-        calls += [last + "\n</tool_call>"] if is_object(parsed(last.removeprefix("<tool_call>"))) else []
-    return calls
+    """JSON in <tool_call> tags."""
+    calls = TOOL_CALL.finditer(closed(text, "<tool_call>", "</tool_call>"))
+    named = [call for call in calls if re.search(r"""["']name["']""", call[1])]
+    return [call[0] for call in named if call[0] in text or isinstance(parsed(call[1]), dict)]
 
 
 def actions(message, text):
@@ -226,12 +204,10 @@ def calls_by_message(messages):
 def is_resolved(row):
     """Whether a trajectory resolved its task; one that does not say counts."""
     info = parsed(row.get("info"))
-    said = [source["resolved"] for source in (row, info) if is_object(source) and "resolved" in source]
+    said = [source["resolved"] for source in (row, info) if isinstance(source, dict) and "resolved" in source]
     said += [row["target"]] if isinstance(row.get("target"), bool) else []          # nebius
     value = str(next((value for value in said if not is_missing(value)), None)).strip().lower()
-    with suppress(ValueError):
-        return float(value) == 1
-    return not said or value in ("true", "yes", "y", "t", "resolved", "success", "passed")
+    return not said or value in ("true", "1", "1.0", "yes", "y", "t", "resolved", "success", "passed")
 
 
 def tools_text(row, system, calls):
@@ -285,30 +261,19 @@ def read_trajectories(source, split=None):
     (SWE-agent, mini-swe-agent), or of a .jsonl, .json or .parquet file or a hub data set (SWE-smith, nebius).
     Raises InputError where a row has no messages.
     """
-    folder = Path(source).is_dir()
-    if folder or str(source).endswith((".traj", ".traj.json")):
-        paths = [Path(source)]
-        if folder:
-            paths = sorted(path for path in paths[0].rglob("*.traj*") if path.suffix in (".traj", ".json"))
-        if not paths:
+    if Path(source).is_dir() or str(source).endswith((".traj", ".traj.json")):
+        files = Path(source).rglob("*.traj*") if Path(source).is_dir() else [Path(source)]
+        places, rows = sorted(path for path in files if path.suffix in (".traj", ".json")), []
+        if not places:
             raise InputError(f"{source}: no .traj or .traj.json file in this folder; expected trajectories")
-        rows, places = [], [str(path) for path in paths]
-        for path in paths:
-            try:
-                name = path.name.removesuffix(".json").removesuffix(".traj")
-                rows.append({"instance_id": name, **json.loads(path.read_text(encoding="utf-8"))})
-            except (OSError, ValueError, TypeError, RecursionError) as error:
-                why = getattr(error, "strerror", None) or error
-                raise InputError(f"{path}: not a trajectory ({why}); expected SWE-agent's JSON") from None
+        for path in places:
+            with explain_read_errors(path, "not a trajectory", "expected SWE-agent's JSON"):
+                name, row = path.name.partition(".traj")[0], json.loads(path.read_text(encoding="utf-8"))
+                rows.append({"instance_id": name, **row})
     else:
         rows, places = read_rows(source, split)
     for number, (row, place) in enumerate(zip(rows, places, strict=True)):
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: expected an object with messages or history")
-        try:
-            row["messages"] = messages_of(row)
-        except ValueError as error:
-            raise InputError(f"{place}: {error}; expected a trajectory") from None
+        row["messages"] = messages_of(row, f"{place}: ")
         ids = [str(row[name]) for name in ("instance_id", "id") if not is_missing(row.get(name))]
         row["id"] = (ids or [str(number)])[0]
     return rows, places
