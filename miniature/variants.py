@@ -11,6 +11,7 @@ import sys
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -153,9 +154,8 @@ def main():
     name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
     if name not in VARIANTS:
         raise InputError(f"{name!r} is no variant; give one of {', '.join(VARIANTS)}, then the flags of 02")
-    for function, exchanged in VARIANTS[name].items():
-        setattr(srl, function, exchanged)
-    srl.main()
+    with patch.multiple(srl, **VARIANTS[name]):
+        srl.main()
 
 
 if __name__ == "__main__":
