@@ -231,6 +231,15 @@ def test_the_first_screen_is_a_sentence_the_figure_the_table_and_two_commands():
     assert all((ROOT / file).is_file() for file in re.findall(r"-r (\S+)", README)) and len(NOTEBOOKS) == 5
 
 
+def test_the_readme_has_at_most_1700_words_and_spells_abbreviations_out_at_first_use():
+    assert len(README.split()) <= 1700
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", README, flags=re.DOTALL)
+    for short, long in {"SRL": "Supervised Reinforcement Learning (SRL", "SFT": "supervised fine-tuning (SFT", "RLVR": "verifiable rewards (RLVR",
+                        "GRPO": "Group Relative Policy Optimization (GRPO", "KL": "Kullback-Leibler (KL", "EOS": "end-of-sequence (EOS",
+                        "LoRA": "low-rank adaptation (LoRA", "FSDP": "fully sharded data parallel (FSDP"}.items():
+        assert text[:re.search(rf"\b{short}\b", text).end()].endswith(long), short
+
+
 def test_every_table_and_figure_is_that_of_its_results_in_the_readmes_too(evaluate):
     """<!-- table -->: results/miniature/table.md; agents: that of results/agents; tuning: its rows; summary: rows of avg@8 on hard and long."""
     for path in (ROOT / "results").glob("*/table.md"):
@@ -242,6 +251,9 @@ def test_every_table_and_figure_is_that_of_its_results_in_the_readmes_too(evalua
         method, *numbers = line.strip("| ").split(" | ")
         assert numbers == ["{avg:.1f} [{low:.1f}, {high:.1f}]".format(**rows[method][bench]) for bench in ("hard", "long")], method
     for name, block in blocks.items():
+        if name.startswith("study"):
+            assert block == (ROOT / f"results/study/{name.removeprefix('study_')}.md").read_text(), f"{name}: run study.py --study --table"
+            continue
         world = "agents" if name.endswith("agents") else "equations"
         table = ROOT / study.WORLDS[world]["results"] / "table.md"
         expected = study.tuning_table(SimpleNamespace(world=world)) if name.startswith("tuning") else study.for_readme(table.read_text())
