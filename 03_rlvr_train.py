@@ -1,11 +1,11 @@
 """Stage 3: RLVR. The GRPO of stage 2 with a verifiable reward: 1 if the final answer is right, else 0.
 
-Sampling, dynamic sampling, loss and loop are those of 02. Modes: stepwise, a completion a step; single, one a
-problem (paper); agent, one a call, which is executed: reward 1 where the hidden tests pass.
+Sampling, dynamic sampling, loss and loop are those of 02. --mode stepwise: one completion per step; single:
+one per problem (paper); agent: one per call, which is executed, reward 1 where the hidden tests pass.
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a model, runs/srl/model (02_srl_train.py)
 out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it
-command: python 03_rlvr_train.py                                               # 2 CPU cores, about 1 min
+command: python 03_rlvr_train.py                                               # 2 CPU cores, about 2 min
          python 03_rlvr_train.py --model miniature/base --out runs/rlvr        # RLVR alone
          python 03_rlvr_train.py --recipe agents                               # the agents' miniature
 """
@@ -36,8 +36,8 @@ class Config(srl.Config):
     learning_rate: float = 1e-4         # (paper: 5e-7 for 7B)
     rollouts: int = 18_000              # completions; a stepwise episode takes about six
     eval_every: int = 45                # updates between validations: few, so that chance chooses less
-    val_samples: int = 8                # of 60 problems eight samples each say more than one greedy answer
-    steps_left: int | None = None       # begin after the expert's first steps, with 1 to so many left
+    val_samples: int = 8                # eight samples of each problem say more than one greedy answer
+    steps_left: int | None = None       # start from expert prefixes that leave 1 to this many steps
     unsafe_tests: bool = False          # agents: without seccomp, run tests under resource limits alone
 
 
@@ -65,7 +65,7 @@ def solve_prompt(example, system=SOLVE_SYSTEM, user="{problem}"):
 # 2. Episode
 def next_turn(example, completion):
     """The example with the new step added; None where the answer is boxed or there is no step."""
-    action = srl.action_of(completion)
+    action = srl.action_of(completion).partition("<think>")[0].strip()      # thoughts may not be closed
     if not action or "\\boxed" in action or last_boxed(action) is not None:
         return None
     return {**example, "partial": extend_solution(example["partial"], action)}
@@ -86,6 +86,8 @@ def begun(problems, examples, extend, steps_left):
 
     One problem several times: reverse curriculum (R3), RLVR on prefixes. An agent's calls are executed.
     """
+    if not extend:
+        raise InputError("--steps_left: not with --mode single, whose completion is the whole solution")
     reached, starts = {p["id"]: p for p in problems}, []
     for e in sorted(examples, key=lambda e: e["k"]):
         if start := reached.get(e["id"]):               # else it has no answer, or the expert has finished
@@ -168,8 +170,6 @@ def main():
     names = ("id", "problem", "action", "k", "n") if cfg.steps_left else ("id", "problem")
     examples, val_examples = srl.read_examples(cfg, names)
     problems, val_examples = check(unsolved(examples)), check(unsolved(val_examples))
-    if cfg.steps_left and not extend:
-        raise InputError("--steps_left: not with --mode single, whose completion is the whole solution")
     if cfg.steps_left:
         problems = begun(problems, examples, extend, cfg.steps_left)
     srl.train(cfg, problems, val_examples, srl.with_prompt_file(make_prompt, cfg.prompt_file), reward, extend)

@@ -63,8 +63,8 @@ PAGE = report.Task("Expert's solution", ("reward", "exact", "val_exact", "tokens
 class Config:
     """What is evaluated, how, and where the results go."""
     models: tuple[str, ...] = ()        # NAME=FOLDER, any number; default: base and every method in runs/
-    benchmarks: tuple[str, ...] = ()    # names, or files (.jsonl, .json, .parquet); default: a first look
-    full: bool = False                  # without --benchmarks all of the miniature, as in results/
+    benchmarks: tuple[str, ...] = ()    # names, or files (.jsonl, .json, .parquet); default: see --full
+    full: bool = False                  # all benchmarks of the miniature; default: 40 problems each of two
     mode: Literal["stepwise", "single", "agent"] = "stepwise"   # as in 03
     k: int = 8                          # sampled attempts per problem, for avg@k and pass@k
     temperature: float = 1.0            # of the sampled attempts
@@ -79,11 +79,11 @@ class Config:
     max_rows: int = 1024                # size of the decode batch
     share_prompts: bool = True          # compute a prompt once for all of its completions
     completions: Path = HERE / "runs/eval"      # folder of the completions and their grades
-    results: Path = HERE / "results/latest"     # folder of results, table and figure
-    train_seed: int = 0                 # of the models; only stored with the results
+    results: Path = HERE / "results/latest"     # folder of results, table, figure and report
+    train_seed: int = 0                 # of the models; stored with the results, by which they are paired
     solved: Path | None = None          # folder for NAME.jsonl: right attempts, as --data of 01_segment.py
     table: Path | None = None           # only make table, figure and report of this folder of results
-    ask: tuple[str, ...] | None = None  # only show how all models solve these problems; none: typed ones
+    ask: tuple[str, ...] | None = None  # only show how all models solve these problems; no value: typed ones
     report: Path | None = None          # only make report.html of this folder of a training run
     swebench: str = ""                  # only write patches for these instances: a file or the hub's data set
     repositories: Path = HERE / "runs/repositories"     # with --swebench: clones, each in owner__name
@@ -334,7 +334,7 @@ def check_start(cfg, models, benchmarks, make_prompt):
 def write_patches(cfg, models):
     """SWE-bench in the oracle setting: patches, which the official harness grades."""
     instances = swebench.load_instances(cfg.swebench, cfg.repositories, cfg.limit)
-    check_start(cfg, models, {}, swebench.make_prompt)
+    check_start(cfg, models, {cfg.swebench: instances}, swebench.make_prompt)
     for name, folder in models.items():
         policy = load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)
         groups = srl.run_episodes(*policy, instances, 1, swebench.make_prompt, None, cfg, 0)

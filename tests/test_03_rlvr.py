@@ -51,6 +51,8 @@ def test_an_episode_begins_without_any_step_a_turn_adds_its_own_and_an_answer_en
     assert following["partial"] == example["partial"] + "2. **Divide both sides by 3** x = 5\n"      # thoughts are dropped
     assert rlvr.next_turn(following, "<think>done</think>\n3. **State the answer** \\boxed{5}") is None
     assert rlvr.next_turn(example, "<think>nothing</think>") is None
+    assert rlvr.next_turn(example, "<think>thoughts without an end, 2. **Divide** x = 5") is None      # thoughts never become context
+    assert rlvr.next_turn(example, "2. **Divide both sides by 3** x = 5 <think>or") == following
 
 
 def test_a_problem_without_an_answer_is_counted_and_one_whose_answer_cannot_be_read_is_named_and_both_are_left_out(rlvr, capsys):

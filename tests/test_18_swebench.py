@@ -16,6 +16,7 @@ import sys
 import pytest
 
 from engine.agents import swebench
+from engine.files import InputError
 
 FILES = {
     "pkg/a.py": "def f(x):\n    return x + 1\n\n\ndef g(x):\n    return x + 1\n", "tail.py": "a = 1\nb = 2", "dos.py": "a = 1\r\nb = 2\r\n",
@@ -154,3 +155,8 @@ def test_predictions_have_the_harness_format_and_say_how_to_grade_them(evaluate,
     printed = capsys.readouterr().out
     assert [bool(p["model_patch"]) for p in predictions] == [True, False, False, False] and "1 patch, 1 truncated, 1 malformed, 1 no edit" in printed
     assert "python -m swebench.harness.run_evaluation --dataset_name" in printed
+    asked.clear()
+    monkeypatch.setattr(tiny.config, "max_position_embeddings", 64)
+    with pytest.raises(InputError, match="64"):                         # before the first completion
+        evaluate.main()
+    assert not asked
