@@ -6,7 +6,7 @@ Only the step is rewarded (paper section 4.2), so there is a signal also where n
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a causal language model with its tokenizer
 out:     runs/srl/model (the best by validation), log.jsonl, completions.txt (samples), checkpoints
 command: python 02_srl_train.py                        # 2 CPU cores, 2 min; again: continues where it stopped
-         python 02_srl_train.py --method sft           # the SFT baseline, 4 min
+         python 02_srl_train.py --method sft           # the SFT baseline in runs/sft_outline, 4 min
          python 02_srl_train.py --recipe agents        # the agents' miniature
          torchrun --nproc-per-node 8 02_srl_train.py   # 8 GPUs
 """
@@ -74,7 +74,7 @@ class Config:
     eval_every: int = 20                # updates between validations
     val_samples: int = 1                # completions per validation prompt; 1: greedy
     save_every: int = 5                 # updates between checkpoints; Ctrl-C, SIGTERM and errors save first
-    continue_changed: bool = False      # continue the run in --out although its settings were others
+    continue_changed: bool = False      # continue the run in --out although its settings have changed
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"      # besides log.jsonl
     # SFT
     epochs: int = 3                     # the best by validation is kept (paper: 3)
@@ -98,7 +98,8 @@ PAPER = {"srl": {"prompts_per_batch": 512, "learning_rate": 5e-7, "decay": 0.0, 
                  "out": str(HERE / "runs/paper_srl"), "rollouts": 1_200_000, "eval_every": 10},
          "sft": {"learning_rate": 5e-6, **LARGE, "out": str(HERE / "runs/paper_sft")}}
 AGENTS = {"model": f"{HERE}/miniature/agents/base", "data": f"{HERE}/runs/agents/data", "max_new_tokens": 500}
-RECIPES = {"paper": PAPER, "agents": {
+RECIPES = {"paper": PAPER, "miniature": {
+    "sft": {"out": str(HERE / "runs/sft_outline"), "learning_rate": 3e-3}}, "agents": {
     "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl")},
     "sft": {**AGENTS, "out": str(HERE / "runs/agents/sft_outline"), "learning_rate": 3e-3}}}
 
@@ -431,7 +432,6 @@ def validate(run, examples, make_prompt, reward_fn, extend, cfg):
     r = torch.tensor([rewards for _, rewards in scored])            # (examples, val_samples)
     unsolved = [(group[0], rewards[0]) for group, rewards in scored if max(rewards) < 1]
     return {"val_exact": (r >= 1).float().mean().item(), "val_reward": r.mean().item(),
-            "val_completion": scored[0][0][0].turns[-1].text,
             "val_unsolved": shorten(sample_text(run.step, unsolved[:1]), 2000)}
 
 

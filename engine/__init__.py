@@ -18,7 +18,7 @@ def stop(number, frame):
 
 
 # In a script of this project alone: a notebook, a test or a fork keeps its own handler
-script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
-plain = signal.getsignal(signal.SIGINT) == signal.default_int_handler
-if plain and script.parent == Path(__file__).resolve().parents[1]:
+_script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
+_default = signal.getsignal(signal.SIGINT) == signal.default_int_handler
+if _default and _script.parent == Path(__file__).resolve().parents[1]:
     signal.signal(signal.SIGINT, stop)

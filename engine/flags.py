@@ -30,6 +30,9 @@ def parse_flags(defaults, description, recipes=None):
     """
     if recipes:
         recipe, method = flag_value("recipe", defaults.recipe), flag_value("method", defaults.method)
+        known = {defaults.recipe, *recipes}
+        if recipe not in known:
+            raise InputError(f"--recipe {recipe}: must be one of {', '.join(sorted(known))}")
         defaults = replace(defaults, **recipes.get(recipe, {}).get(method, {}))
     cfg = tyro.cli(type(defaults), default=defaults, description=description, use_underscores=True)
     wrong = []
@@ -49,10 +52,10 @@ def parse_flags(defaults, description, recipes=None):
 def named_values(flag, words):
     """{NAME: FOLDER} of words NAME=FOLDER; a FOLDER alone is named by its last part.
 
-    Raises InputError where two have the same name, or a name cannot be that of a file.
+    Raises InputError where two have the same name, a name cannot be that of a file, or one has no folder.
     """
     named = [word.split("=", 1) if "=" in word else (Path(word).name, word) for word in words]
-    names = [name for name, _ in named]
-    if wrong := [n for n in names if names.count(n) > 1 or n in ("", ".", "..") or "/" in n]:
+    names = [name for name, folder in named if folder]
+    if wrong := [n for n, _ in named if names.count(n) != 1 or n in ("", ".", "..") or {*n} & {*"/|\n"}]:
         raise InputError(f"--{flag}: {wrong[0]!r} must name one of them; write NAME=FOLDER for each")
     return dict(named)

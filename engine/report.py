@@ -6,14 +6,13 @@ import re
 from collections import namedtuple
 from contextlib import suppress
 from difflib import SequenceMatcher
-from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 
 from . import stored
 from .agents.sandbox import failed_tests
 from .agents.swebench import unified_patch
-from .files import InputError, parse_jsonl, write_text
+from .files import InputError, explain_read_errors, parse_jsonl, write_text
 
 with suppress(ImportError):             # the same, compiled
     from cydifflib import SequenceMatcher
@@ -22,7 +21,6 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 MOST_BYTES = 4_400_000      # of the problems in a page; with the rest of it under 5 MB
 MOST_POINTS = 150           # of a curve
 MOST_SAMPLES = 300          # prompts of a training run
-TURN = ("text", "thoughts", "blocks", "score", "observation")       # of a turn in the page
 SAMPLE = re.compile(r"^=== (update \d+), (.*): \w+ (-?\d+\.\d+)$", re.MULTILINE)    # of completions.txt
 
 # What a page has to know of the task. reference: the name of the solutions that attempts are compared with;
@@ -37,8 +35,7 @@ def write_page(path, task, data):
 
     Texts may be hostile: they enter the page as JSON without "<", and its script shows them as text alone.
     """
-    empty = {"table": "", "figure": "", "heading": "Problems"}
-    data = {**empty, "reference": task.reference, "curves": task.curves, **data}
+    data = {"table": "", "heading": "Problems", "reference": task.reference, "curves": task.curves, **data}
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     before, after = TEMPLATE.read_text(encoding="utf-8").split("{{DATA}}")
     write_text(path, before + text + after)
@@ -46,14 +43,17 @@ def write_page(path, task, data):
 
 
 # 1. Training curves
-def read_curves(folder, fields):
-    """({field: [[part of the run, value], ..]}, length as text) of log.jsonl; "kept": the share of groups."""
-    log, _ = parse_jsonl(folder / "log.jsonl")
-    log = [{**line, "kept": line["kept"] / line["sampled"]} if line.get("sampled") else line for line in log]
-    curves = {field: thinned([[n / max(len(log) - 1, 1), line[field]] for n, line in enumerate(log)
-                              if is_number(line.get(field))]) for field in fields}
-    length = f"{log[-1]['done']:,} completions" if "done" in log[-1] else f"{len(log)} validations"
-    return {field: points for field, points in curves.items() if points}, length
+def read_curves(path, fields):
+    """A log's "curves" {field: [[part of the run, value], ..]} and "length"; kept: the share of groups."""
+    log, _ = parse_jsonl(path)
+    with explain_read_errors(path, "no log of a training run"):
+        for line in log:
+            if line.get("sampled"):
+                line["kept"] /= line["sampled"]
+        curves = {field: thinned([[n / max(len(log) - 1, 1), line[field]] for n, line in enumerate(log)
+                                  if is_number(line.get(field))]) for field in fields}
+        length = f"{log[-1]['done']:,} completions" if "done" in log[-1] else f"{len(log)} validations"
+    return {"curves": {field: points for field, points in curves.items() if points}, "length": length}
 
 
 def is_number(value):
@@ -71,10 +71,12 @@ def runs_of(models, fields):
     """The curves of each model {label, colour, folder} that has log.jsonl beside its folder."""
     runs = []
     for model in models:
-        folder = Path(model["folder"]).parent
-        if model["folder"] and (folder / "log.jsonl").is_file():
-            curves, length = read_curves(folder, fields)
-            runs.append({**model, "curves": curves, "length": length})
+        path = Path(model["folder"]).parent / "log.jsonl"
+        if model["folder"] and path.is_file():
+            try:
+                runs.append({**model, **read_curves(path, fields)})
+            except InputError as error:         # the results do not need it
+                print(f"report: no curves of {model['label']}, {error}")
     return runs
 
 
@@ -122,18 +124,18 @@ def view_of(task, problem, references, attempt, verdict):
     return view
 
 
-def card_of(task, problem, whole, attempts):
-    """What the page shows of a problem. whole: an attempt is one completion. attempts: {model: [(attempt,
+def card_of(task, problem, single, attempts):
+    """What the page shows of a problem. single: an attempt is one completion. attempts: {model: [(attempt,
     verdict)]}, the greedy one first. Equal turns are stored once, equal samples are one with its count."""
-    references, turns, shown = parts_of(task, problem, whole), {}, {}
-    compare = references if whole or len(references) > 1 else []
+    references, turns, shown = parts_of(task, problem, single), {}, {}
+    compare = references if single or len(references) > 1 else []
     for name, pairs in attempts.items():
         views = {}
         for number, (attempt, verdict) in enumerate(pairs):
             key = json.dumps([number == 0, attempt, verdict])
             if key not in views:
                 view = view_of(task, problem, compare, attempt, verdict)
-                places = [turns.setdefault(packed(turn), len(turns)) for turn in view["turns"]]
+                places = [turns.setdefault(json.dumps(packed(turn)), len(turns)) for turn in view["turns"]]
                 views[key] = {**view, "turns": places, "name": str(number or "greedy"), "count": 0}
             views[key]["count"] += number > 0
         shown[name] = list(views.values())
@@ -143,15 +145,14 @@ def card_of(task, problem, whole, attempts):
 
 
 def packed(turn):
-    """A turn as the JSON of a list, without None at its end."""
-    values = [turn.get(name) for name in TURN]
-    return json.dumps(values[:max(n for n, value in enumerate(values) if value is not None) + 1])
+    """A turn as a list: most of a page are turns, and names in each would take the room of other problems."""
+    return [turn.get(name) for name in ("text", "thoughts", "blocks", "score", "observation")]
 
 
-def parts_of(task, problem, whole):
-    """The parts of the solution that a problem has: one where an attempt is `whole` or it cannot be split."""
+def parts_of(task, problem, single):
+    """The parts of a problem's solution: one for attempts of a single completion and if it has none."""
     solution = problem.get("solution", "").strip()
-    if not whole:
+    if not single:
         with suppress(ValueError):
             return [part.strip() for part in task.split(solution)]
     return [solution] if solution else []
@@ -166,9 +167,10 @@ def first_cards(benchmarks):
     while size < MOST_BYTES and any(number < total for total, _ in benchmarks.values()):
         for name, (total, make_card) in benchmarks.items():
             if number < total and size < MOST_BYTES:
-                text = json.dumps(make_card(number), separators=(",", ":"))
+                card = make_card(number)
+                text = json.dumps(card, separators=(",", ":"))
                 size += len(text) + 5 * text.count("<")                     # which become \u003c
-                cards[name] += [json.loads(text)] if size < MOST_BYTES else []
+                cards[name] += [card] if size < MOST_BYTES else []
         number += 1
     less = [f"{len(cards[name])} of {total} in {name}" for name, (total, _) in benchmarks.items()
             if len(cards[name]) < total]
@@ -199,10 +201,10 @@ def stored_attempts(path, part, problems, task):
     return json.loads(path.read_text(encoding="utf-8").partition("\n")[0]), pairs
 
 
-def write_evaluation_page(folder, task, found, table, looks, benchmarks, completions):
+def write_evaluation_page(folder, task, found, table, styles, benchmarks, completions):
     """Write report.html to a folder of results beside figure.png.
 
-    found: {model: results}, table: Markdown; looks: {model: (label, colour)}; benchmarks: {name: problems};
+    found: {model: results}, table: Markdown; styles: {model: (label, colour)}; benchmarks: {name: problems};
     completions: the folder of the attempts. Of several training seeds the one whose attempts are there.
     """
     folders, attempts, modes = {}, {name: {} for name in benchmarks}, {}
@@ -224,25 +226,24 @@ def write_evaluation_page(folder, task, found, table, looks, benchmarks, complet
         print(f"{completions}: no attempts of these results; give their --completions and --benchmarks")
     models = []
     for name in found:
-        label, colour = looks.get(name, (name, "#666666"))
+        label, colour = styles.get(name, (name, "#666666"))
         models.append({"name": name, "label": label, "colour": colour, "folder": folders.get(name, "")})
     write_page(folder / "report.html", task, {
         "title": f"Evaluation: {folder.resolve().name}", "table": table,
         "figure": base64.b64encode((folder / "figure.png").read_bytes()).decode(),
-        "runs": runs_of(models, task.curves), "models": models, "sampled": left_out,
-        "benchmarks": [{"name": name, "problems": part} for name, part in cards.items()]})
+        "runs": runs_of(models, task.curves), "models": models, "sampled": left_out, "benchmarks": cards})
 
 
 # 4. The page of a training run
 def read_samples(path):
     """{(update, prompt): [(score, completion, reference)]} of a run's completions.txt."""
-    text, groups = path.read_text(encoding="utf-8") if path.is_file() else "", {}
-    heads = list(SAMPLE.finditer(text))
-    for head, following in zip_longest(heads, heads[1:]):
-        body = text[head.end() + 1:following.start() if following else None]
-        completion, _, reference = body.rpartition("\n--- expected\n")
-        sample = float(head[3]), completion, reference.strip()
-        groups.setdefault((head[1], head[2]), []).append(sample)
+    # replace: a run that was killed may have written half of a character
+    text, groups = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "", {}
+    parts = SAMPLE.split(text)[1:]                  # update, prompt, score, text, update, ..
+    for n in range(0, len(parts), 4):
+        update, prompt, score, body = parts[n:n + 4]
+        completion, _, reference = body[1:].rpartition("\n--- expected\n")
+        groups.setdefault((update, prompt), []).append((float(score), completion, reference.strip()))
     return groups
 
 
@@ -260,7 +261,7 @@ def write_run_page(folder, task):
     if not (folder / "log.jsonl").is_file():
         raise InputError(f"{folder}: no log.jsonl; give the folder that a training run wrote (its --out)")
     label = folder.resolve().name
-    model = {"name": "run", "label": label, "colour": "#0072B2", "folder": str(folder / "model")}
+    model = {"name": "run", "label": label, "colour": "#0072B2"}
     groups = list(read_samples(folder / "completions.txt").items())
     chosen = groups[::math.ceil(len(groups) / MOST_SAMPLES) or 1]
 
@@ -271,10 +272,10 @@ def write_run_page(folder, task):
                      "exact" if turn["score"] >= 1 else "broken format" if turn["score"] < 0 else "not exact"}
                     for n, turn in enumerate(turns)]
         return {"id": update, "title": prompt, "problem": "", "answer": "", "reference": [samples[0][2]],
-                "turns": [json.loads(packed(turn)) for turn in turns], "attempts": {"run": attempts}}
+                "turns": list(map(packed, turns)), "attempts": {"run": attempts}}
     cards, left_out = first_cards({"completions.txt": (len(chosen), make_card)} if chosen else {})
     about = f"{len(chosen)} of the {len(groups)} prompts in completions.txt. {left_out}"
     write_page(folder / "report.html", task, {
-        "title": f"Training run: {label}", "runs": runs_of([model], task.curves), "models": [model],
-        "sampled": about, "heading": "Samples", "reference": "Expected",
-        "benchmarks": [{"name": name, "problems": part} for name, part in cards.items()]})
+        "title": f"Training run: {label}", "models": [model],
+        "runs": [{**model, **read_curves(folder / "log.jsonl", task.curves)}],
+        "sampled": about, "heading": "Samples", "reference": "Expected", "benchmarks": cards})

@@ -156,6 +156,9 @@ class Run:
 
         Raises InputError, see check_start and load_checkpoint.
         """
+        if not all(data):
+            raise InputError(f"{cfg.out}: no examples to train on, or none to validate on; see --data and "
+                             "the flags that choose among them")
         check_start(cfg, [*data[0], *data[1]], make_prompt)
         print(plan(cfg, data, total, unit, functions[-1]))
         self.identity = identity_of(cfg, data, make_prompt, functions)

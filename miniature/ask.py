@@ -8,6 +8,7 @@ with the policy's equation, right or wrong so far.
 in:      models; problems from the command line, or a line each from the keyboard
 out:     the screen
 command: python 04_eval.py --ask "Solve 4(3x - 7) + 25 = 5x + 46"      # base and every model in runs/
+         python 04_eval.py --ask="-x + 2 = 8"                          # where the first character is a minus
          python 04_eval.py --ask                                       # problems from the keyboard
          python 04_eval.py --mode agent --ask modules-003
 """
@@ -16,7 +17,6 @@ import re
 import shutil
 import sys
 import textwrap
-from functools import cache
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
@@ -28,7 +28,7 @@ from engine.preflight import prompt_problems
 from engine.problems import last_boxed
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE))              # make.py, for whom 04_eval.py calls
+sys.path.append(str(HERE))              # 04_eval.py imports this file, which finds make.py here
 make, rlvr = import_module("make"), import_module("03_rlvr_train")
 srl = rlvr.srl
 TERM = r"[+-]?(?:\d{0,9}\([^()]+\)|\d{0,9}x|\d{1,9})"
@@ -67,20 +67,13 @@ def equation_of(example):
     return parse_equation(example["partial"].rstrip().split("\n")[-1].rpartition("**")[2])
 
 
-def expert_step(equation, k):
-    """(the expert's step k, the equation after it), or None where its move is not legal: no whole solution."""
-    title = make.expert_title(equation)
-    moved = make.apply_move(equation, title)
-    return (f"{k}. {make.step_text(title, equation, moved[0])}", moved[0]) if moved else None
-
-
-def expert_answer(equation):
-    """The solution that the expert finds, as text; "" where it finds none."""
-    for k in range(1, 20):
-        step, equation = expert_step(equation, k) or ("", None)
-        if equation is None:
-            return last_boxed(step) or ""
-    return ""
+def expert_steps(equation):
+    """The expert's steps from an equation on; none where a move is not legal, such as a division with a rest."""
+    def legal_title(state):
+        title = make.expert_title(state)
+        return title if make.apply_move(state, title) else None
+    steps, *_ = make.play(equation, legal_title)
+    return steps if steps and last_boxed(steps[-1]) else []
 
 
 def problem_of(text, mode):
@@ -96,9 +89,10 @@ def problem_of(text, mode):
     if mode == "agent":
         raise InputError(f"--ask {text}: no task of {folder}; give the id of one, such as modules-003")
     equation = parse_equation(text)
-    if equation:
-        return {"id": "", "problem": f"Solve {make.equation_text(equation)}", "answer": expert_answer(equation)}
-    return {"id": "", "problem": text.strip(), "answer": ""}
+    if not equation:
+        return {"id": "", "problem": text.strip(), "answer": ""}
+    answer = last_boxed("".join(expert_steps(equation))) or ""
+    return {"id": "", "problem": f"Solve {make.equation_text(equation)}", "answer": answer}
 
 
 def keyboard():
@@ -113,17 +107,16 @@ def keyboard():
 
 
 # 2. An attempt as lines: (text, dim)
-def turn_lines(text, example, k):
+def turn_lines(text, equation, k):
     """The lines of a completion: its thoughts, its step, and the step's reward where the expert can go on."""
     thoughts, action = srl.parse_completion(text) or ("", text)
     lines = [(f"<think>{thoughts}</think>", True)] if thoughts else []
-    equation = equation_of(example)
-    if equation is None or not expert_answer(equation):
-        return [*lines, (action, False)]
-    step, _ = expert_step(equation, k)
-    reward = srl.srl_reward(text, {"action": step})
-    expert = f"expert {step}" if reward < 1 else "as the expert"
-    return [*lines, (action, False), (f"   reward {reward:.3f}: {expert}", False)]
+    lines.append((action, False))
+    if equation and (steps := expert_steps(equation)):
+        step = f"{k}{steps[0].removeprefix('1')}"
+        reward = srl.srl_reward(text, {"action": step})
+        lines.append((f"   reward {reward:.3f}: {f'expert {step}' if reward < 1 else 'as the expert'}", False))
+    return lines
 
 
 def attempt_lines(name, problem, turns, extend):
@@ -135,7 +128,8 @@ def attempt_lines(name, problem, turns, extend):
         verdict = f"{rlvr.judge(turns[-1], problem['answer'])}, "
     lines, example = [(f"{name}: {verdict}{len(turns)} completion{'s' if len(turns) > 1 else ''}", False)], problem
     for k, text in enumerate(turns, 1):
-        lines += turn_lines(text, example, k)
+        # without extend a completion is no step, but a whole solution
+        lines += turn_lines(text, equation_of(example) if extend else None, k)
         longer = extend(example, text) if extend else None
         if longer and "context" in longer:
             lines.append((longer["context"][-1]["content"], True))
@@ -174,13 +168,14 @@ def ask(cfg, models):
         raise InputError("--ask: no model; train one, or name one with --models NAME=FOLDER")
     make_prompt, extend, *_ = rlvr.MODES[cfg.mode]
     make_prompt = srl.with_prompt_file(make_prompt, cfg.prompt_file)
-    load = cache(lambda folder: load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts))
+    loaded = {name: load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)
+              for name, folder in models.items()}
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    for text in [text for text in cfg.ask if text.strip()] or keyboard():
+
+    def show(text):
         example, attempts = {"partial": "", **problem_of(text, cfg.mode)}, []
-        for name, folder in models.items():
-            policy, tokenizer = load(folder)
-            limits = SimpleNamespace(**{**vars(cfg), "model": folder})
+        for name, (policy, tokenizer) in loaded.items():
+            limits = SimpleNamespace(**{**vars(cfg), "model": name})
             if wrong := prompt_problems(limits, policy, tokenizer, [example], make_prompt):
                 raise InputError(wrong[0])
             (episode,), = srl.run_episodes(policy, tokenizer, [example], 1, make_prompt, extend, cfg, 0)
@@ -188,3 +183,12 @@ def ask(cfg, models):
         answer = f"   (answer: {example['answer']})" if example.get("answer") else ""
         print(f"\n{example['problem']}{answer}\n")
         print(side_by_side(attempts, shutil.get_terminal_size().columns, colour))
+
+    given = [text for text in cfg.ask if text.strip()]
+    for text in given or keyboard():
+        try:
+            show(text)
+        except InputError as error:
+            if given:
+                raise
+            print(f"error: {error}")                # a mistyped line does not end the session

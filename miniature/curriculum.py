@@ -39,6 +39,7 @@ AGENTS = {**rlvr.AGENTS, "model": srl.AGENTS["model"], "out": str(srl.HERE / "ru
 def main():
     cfg = parse_flags(Config(), __doc__.split("\n")[0], {"agents": {"srl": AGENTS}})
     make_prompt, extend, reward, check = rlvr.MODES[cfg.mode]
+    make_prompt = srl.with_prompt_file(make_prompt, cfg.prompt_file)
     parts = srl.read_examples(cfg)
     problems = [check(rlvr.unsolved(part)) for part in parts]       # training, validation
     rounds = [*range(1, max(e["n"] for e in parts[0])), None]

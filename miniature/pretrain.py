@@ -98,6 +98,7 @@ def pretrain(draw, seed, num_batches, out, isolated, vocabulary, width=128, laye
     from transformers import AutoTokenizer
 
     from engine.attention import register_attention
+    from engine.files import atomic_write
     from engine.logprobs import token_logprobs
     register_attention()
     out.mkdir(parents=True, exist_ok=True)
@@ -139,8 +140,9 @@ def pretrain(draw, seed, num_batches, out, isolated, vocabulary, width=128, laye
         log.append(loss.item())
         if step % 250 == 0:
             tqdm.write(f"batch {step}: loss {sum(log[-250:]) / len(log[-250:]):.4f}")
-            torch.save({"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "done": step}, f"{saved}.tmp")
-            os.replace(f"{saved}.tmp", saved)
+            state = {"model": model.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "done": step}
+            with atomic_write(saved) as temporary:
+                torch.save(state, temporary)
     model.config.dtype = "float32"
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

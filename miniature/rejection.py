@@ -9,9 +9,10 @@ out:     OUT/round1..R (data and model), OUT/log.jsonl, OUT/model
 command: python miniature/rejection.py                                  # 2 CPU cores, about 8 min
          python miniature/rejection.py --keep best --out runs/best_of_8
 """
+import json
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -20,9 +21,10 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from engine.files import atomic_write, read_jsonl, run_main, write_jsonl  # noqa: E402
+from engine.files import InputError, atomic_write, read_jsonl, run_main, write_jsonl, write_text  # noqa: E402
 from engine.flags import parse_flags  # noqa: E402
 from engine.policy import load_policy  # noqa: E402
+from engine.run import FREE  # noqa: E402
 
 srl = import_module("02_srl_train")
 
@@ -50,11 +52,11 @@ def chosen(texts, rewards, keep, per_prompt):
 
 def collect(policy, tokenizer, examples, cfg):
     """Chosen completions of every example, as examples with a target."""
-    found, P = [], cfg.prompts_per_batch
+    found, P, make_prompt = [], cfg.prompts_per_batch, srl.with_prompt_file(srl.srl_prompt, cfg.prompt_file)
     bar = tqdm(range(0, len(examples), P), unit="batch", desc="sampling", dynamic_ncols=True)
     for begin in bar:
         part = examples[begin:begin + P]
-        groups = srl.run_episodes(policy, tokenizer, part, cfg.group_size, srl.srl_prompt, None, cfg)
+        groups = srl.run_episodes(policy, tokenizer, part, cfg.group_size, make_prompt, None, cfg)
         for example, group in zip(part, groups, strict=True):
             texts = [episode.turns[0].text for episode in group if episode.finished]
             rewards = [srl.srl_reward(text, example) for text in texts]
@@ -62,6 +64,15 @@ def collect(policy, tokenizer, examples, cfg):
             found += [{**example, "target": text} for text in kept]
         bar.set_postfix(kept=len(found))
     return found
+
+
+def check_settings(cfg):
+    """Raises InputError where cfg.out has samples of other flags: a round without any has no checkpoint."""
+    path = Path(cfg.out) / "settings.json"
+    settings = {name: value for name, value in asdict(cfg).items() if name not in FREE}
+    if path.exists() and json.loads(path.read_text()) != settings and not cfg.continue_changed:
+        raise InputError(f"{cfg.out}: contains a run with other settings; use another --out, or delete the folder")
+    write_text(path, json.dumps(settings))
 
 
 def best_validation(log):
@@ -72,6 +83,7 @@ def best_validation(log):
 
 def main():
     cfg = parse_flags(Config(), __doc__.split("\n")[0], RECIPES)
+    check_settings(cfg)
     examples, val_examples = srl.read_examples(cfg)
     cursor, model, log = srl.Cursor(examples, cfg.seed), cfg.model, []
     num = cfg.rollouts // cfg.rounds // cfg.group_size

@@ -32,7 +32,7 @@ from threading import Lock
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "miniature")]
-from engine.files import read_jsonl, write_jsonl, write_text  # noqa: E402
+from engine.files import read_jsonl, run_main, write_jsonl, write_text  # noqa: E402
 
 METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "sft_student",
            "rejection")
@@ -60,12 +60,8 @@ STUDY = {
     "prefix_rlvr": (RLVR, "--steps_left", "100", "--rollouts", "108000"),
     "reverse_curriculum": (CURRICULUM,),
     "best_of_8": (REJECTION, "--keep", "best"),
-    "all_groups": (VARIANT, "all_groups"),
-    "equation": (VARIANT, "equation"),
-    "likelihood": (VARIANT, "likelihood"),
-    "exact": (VARIANT, "exact"),
-    "tokens": (VARIANT, "tokens"),
-    "no_title": (VARIANT, "no_title"),
+    **{name: (VARIANT, name) for name in
+       ("all_groups", "equation", "likelihood", "exact", "tokens", "no_title")},
     "masked": (SRL, "--max_tries", "1"),
     "g4": (SRL, "--group_size", "4", "--prompts_per_batch", "32"),      # 128 completions in a batch, as SRL
     "g16": (SRL, "--group_size", "16", "--prompts_per_batch", "8"),
@@ -75,8 +71,7 @@ STUDY = {
     "eps0": (SRL, "--eps", "0"),
     "eps1": (SRL, "--eps", "0.01"),
     "eps5": (SRL, "--eps", "0.05"),
-    "fourth_power": (VARIANT, "fourth_power"),
-    "ranks": (VARIANT, "ranks"),
+    **{name: (VARIANT, name) for name in ("fourth_power", "ranks")},
     "minibatches2": (SRL, "--minibatches", "2"),
     "minibatches4": (SRL, "--minibatches", "4"),
     "token_mean": (SRL, "--loss_mean", "token"),
@@ -92,29 +87,28 @@ SEGMENT = {"data": (), "data_literal": ("--targets", "literal"), "data_title": (
 RECIPE = ("--recipe", "agents")
 SIZES = {SRL: 48_000, VARIANT: 48_000, REJECTION: 48_000, RLVR: 36_000, CURRICULUM: 108_000}
 FULL = ("--k", "8", "--limit", "None", "--benchmarks")      # of 04, whatever its defaults are
+EQUATIONS = {"base": "miniature/base", "runs": "runs/study", "results": "results/miniature", "segment": (),
+             "mode": (), "benchmarks": ("short", "hard", "long", "large"), "study_benchmarks": ("hard", "long"),
+             "sizes": SIZES, "train": TRAIN, "study": STUDY}
 # of each world: base model, runs and results, flags of 01 and 04, rollouts, and the command of each method
 WORLDS = {
-    "equations": {"base": "miniature/base", "runs": "runs/study", "results": "results/miniature",
-                  "segment": (), "eval": (*FULL, "short", "hard", "long", "large"), "sizes": SIZES,
-                  "train": TRAIN, "study": STUDY, "study_eval": (*FULL, "hard", "long"),
-               "study_columns": ("hard", "long")},
-    "worded": {"base": "miniature/worded/base", "runs": "runs/study_worded", "results": "results/worded",
-               "segment": ("--data", "miniature/worded/expert.jsonl"), "eval": (*FULL, "hard", "long"),
-               "sizes": SIZES, "train": {name: TRAIN[name] for name in TRAIN if name != "sft_student"},
-               "study": STUDY, "study_eval": (*FULL, "hard", "long"),
-               "study_columns": ("hard", "long")},
+    "equations": EQUATIONS,
+    "worded": {**EQUATIONS, "base": "miniature/worded/base", "runs": "runs/study_worded",
+               "results": "results/worded", "segment": ("--data", "miniature/worded/expert.jsonl"),
+               "benchmarks": ("hard", "long"),
+               "train": {name: TRAIN[name] for name in TRAIN if name != "sft_student"}},
     "agents": {"base": "miniature/agents/base", "runs": "runs/study_agents", "results": "results/agents",
                "segment": ("--trajectories", "--data", "miniature/agents/expert.jsonl", "--num_val", "60"),
-               "eval": ("--mode", "agent", *FULL, "modules", "modules_oracle", "larger", "larger_oracle",
-                        "kinds", "kinds_oracle"), "sizes": {**SIZES, RLVR: 24_000, CURRICULUM: 72_000},
+               "mode": ("--mode", "agent"), "study_benchmarks": ("modules",),
+               "benchmarks": ("modules", "modules_oracle", "larger", "larger_oracle", "kinds", "kinds_oracle"),
+               "sizes": {**SIZES, RLVR: 24_000, CURRICULUM: 72_000},
                "train": {"srl": (SRL, *RECIPE), "srl_rlvr": (RLVR, *RECIPE),
                          # as many completions as SRL and RLVR together
                          "rlvr": (RLVR, *RECIPE, "--rollouts", "72000"),
                          "sft_outline": (SRL, *RECIPE, "--method", "sft")},
                "study": {"prefix_rlvr": (RLVR, *RECIPE, "--steps_left", "100", "--rollouts", "72000"),
                          "reverse_curriculum": (CURRICULUM, *RECIPE),
-                         "best_of_8": (REJECTION, *RECIPE, "--keep", "best")},
-               "study_eval": ("--mode", "agent", *FULL, "modules"), "study_columns": ("modules",)},
+                         "best_of_8": (REJECTION, *RECIPE, "--keep", "best")}},
 }
 # what --tune tries: flags that are added to those of a method or replace them
 RATES = tuple(("--learning_rate", rate) for rate in ("3e-4", "1e-3", "3e-3"))
@@ -142,18 +136,22 @@ GRID["worded"] = {method: GRID["equations"][method] for method in
 TUNE_SEEDS = (100, 101)     # no seed of the table: its runs had no part in the choice
 
 
-def run(command, log):
-    """Run a script with one thread; what it prints is appended to the file `log`. Returns the seconds."""
+def run(command, log, out):
+    """Run a script with one thread; what it prints is appended to the file `log`. Returns the seconds that it
+    took in all: those of runs that were interrupted are in the folder `out`."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.time()
+    path, started = out / "seconds.txt", time.time()
+    before = float(path.read_text()) if path.exists() else 0.0
     with open(log, "a") as file:
         print("$ python", *command, file=file, flush=True)
         one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         result = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, stdout=file,
                                 stderr=subprocess.STDOUT, env=one_thread)
+    seconds = before + time.time() - started
+    write_text(path, str(seconds))
     if result.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}: exit code {result.returncode}; see {log}")
-    return time.time() - started
+    return seconds
 
 
 def make_examples(here, world, folders=("data", "data_student")):
@@ -164,7 +162,8 @@ def make_examples(here, world, folders=("data", "data_student")):
         if (folder / "val.jsonl").exists():
             continue
         if name in SEGMENT:
-            run(["01_segment.py", *world["segment"], *SEGMENT[name], "--out", folder], here / "segment.log")
+            run(["01_segment.py", *world["segment"], *SEGMENT[name], "--out", folder], here / "segment.log",
+                folder)
             continue
         examples = read_jsonl(here / "data/train.jsonl")
         if name == "data_student":
@@ -196,18 +195,20 @@ def command_of(method, world):
 def train(method, command, here, out, seed, start):
     """Run a command that trains a method from the model `start`, with examples in `here`. Returns seconds."""
     files = ("--data", here / DATA.get(method, "data"), "--out", out, "--seed", seed, "--model", start)
-    return run([*command, *files], here / f"{out.name}.log")
+    return run([*command, *files], here / f"{out.name}.log", out)
 
 
 def trained(method, seed, world):
     """(folder of a method's model with a seed, seconds of its training); the model that it starts from is
-    trained first where there is none."""
+    trained first, to its end: a model is there since the first validation, a result since the end."""
     here, base = ROOT / world["runs"] / f"seed{seed}", ROOT / world["base"]
     if method == "base":
         return base, 0.0
-    start = base
-    if method in NEEDS and not (start := here / NEEDS[method] / "model").is_dir():
-        trained(NEEDS[method], seed, world)
+    start, needed = base, NEEDS.get(method)
+    if needed:
+        start = here / needed / "model"
+        if not (here / "results" / needed / f"{needed}.json").exists():
+            trained(needed, seed, world)
     seconds = train(method, command_of(method, world), here, here / method, seed, start)
     return here / method / "model", seconds
 
@@ -220,14 +221,15 @@ def job(method, seed, args):
         return f"{method}, seed {seed}: has a result"
     model, training = trained(method, seed, world)
     tokens = ("--max_new_tokens", 400) if method == "sft_reasoning" else ()      # its thoughts are longer
-    evaluation = run(["04_eval.py", "--models", f"{method}={model}", "--results", here / "results" / method,
-                      "--completions", here / "eval", "--train_seed", seed, "--seed", seed, *tokens,
-                      *world["study_eval" if args.study else "eval"]], here / f"{method}.log")
+    out, benchmarks = here / "results" / method, world["study_benchmarks" if args.study else "benchmarks"]
+    evaluation = run(["04_eval.py", "--models", f"{method}={model}", "--results", out, "--completions",
+                      here / "eval", "--train_seed", seed, "--seed", seed, *tokens, *world["mode"], *FULL,
+                      *benchmarks], here / f"{method}.log", out)
     if (here / method / "log.jsonl").exists():
         write_text(result.with_suffix(".log.jsonl"), (here / method / "log.jsonl").read_text())
     command = " ".join(command_of(method, world)) if method != "base" else ""
     made = {"command": command, "seconds_training": round(training), "seconds_evaluation": round(evaluation)}
-    made |= json.loads((here / "results" / method / f"{method}.json").read_text())
+    made |= json.loads((out / f"{method}.json").read_text())
     write_text(result, json.dumps(made, indent=1) + "\n")
     if args.study:
         write_study(args)
@@ -253,8 +255,7 @@ def tune(args):
     """
     world, path, lock = WORLDS[args.world], tuning_path(args), Lock()
     rows = json.loads(path.read_text()) if path.exists() else []
-    commands, grid = {**world["study"], **world["train"]}, GRID[args.world]
-    methods = [method for method in grid if method in args.methods]
+    commands, grid, methods = {**world["study"], **world["train"]}, GRID[args.world], args.methods
 
     def one(variant):
         seed, method, flags = variant
@@ -357,13 +358,19 @@ def write_table(args):
         tables = {"table": for_readme(table), "summary": summary_table(table)}
     if tuning_path(args).exists():
         tables[tuning_path(args).stem] = tuning_table(args)
+    write_marked(tables)
+
+
+def write_marked(tables):
+    """Replace what is between <!-- NAME --> and <!-- /NAME --> in the README files by tables {NAME: text}."""
     for path in [ROOT / "README.md", *ROOT.glob("*/README.md")]:
         readme = path.read_text()
         for mark, text in tables.items():
             begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
             if begin in readme and end in readme:
                 readme = readme[:readme.index(begin)] + begin + text + readme[readme.index(end):]
-        write_text(path, readme)
+        if readme != path.read_text():              # a job of the study writes its table alone
+            write_text(path, readme)
 
 
 REFERENCES = ("srl", "srl_rlvr", "rejection")       # rows of the study that are in the table of the methods
@@ -396,12 +403,15 @@ def write_study(args):
     """results/study/WORLD.json and .md: a row for each variant that has results, those of the table first."""
     from engine.stored import read_results
     from engine.tables import markdown
-    world, columns = WORLDS[args.world], WORLDS[args.world]["study_columns"]
+    world = WORLDS[args.world]
+    columns = world["study_benchmarks"]
     with WRITING:
         methods, found = ROOT / world["results"], read_results(args.results)
         known = read_results(methods) if methods.is_dir() else {}
         reference = known.get("srl", [])
         rows = [study_row(name, known[name], methods, reference) for name in REFERENCES if name in known]
+        for row in rows:
+            row["command"] = " ".join(command_of(row["variant"], world))
         names = [name for name in world["study"] if name in found]
         rows += [study_row(name, found[name], args.results, reference) for name in names]
         write_text(args.results.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
@@ -409,6 +419,7 @@ def write_study(args):
         table = markdown(["variant", "command", "seeds", "rollouts", "min", "validation", *heads],
                          [study_line(row, columns) for row in rows])
         write_text(args.results.with_suffix(".md"), table + "\n")
+        write_marked({f"study_{args.world}": table + "\n"})
 
 
 def study_line(row, columns):
@@ -443,8 +454,11 @@ def main():
     args = parser.parse_args()
     world = WORLDS[args.world]
     known = [*world["study"]] if args.study else [m for m in METHODS if m == "base" or m in world["train"]]
-    everything = [m for m in {**world["train"], **world["study"]}] if args.tune is not None else known
-    args.methods = [method for method in everything if method in (args.methods or everything)]
+    if args.tune is not None:
+        known = [*GRID[args.world]]
+    if unknown := [method for method in args.methods or () if method not in known]:
+        parser.error(f"--methods {' '.join(unknown)}: here are {', '.join(known)} (--study, --world: others)")
+    args.methods = [method for method in known if method in (args.methods or known)]
     args.results = args.results or ROOT / (f"results/study/{args.world}" if args.study else world["results"])
     if args.tune is not None:
         args.tune = args.tune or TUNE_SEEDS
@@ -475,9 +489,13 @@ def run_jobs(args):
             for seed in args.seeds:
                 if method != "base" or seed == args.seeds[0]:
                     futures[method, seed] = pool.submit(after_needed, method, seed)
-        for future in futures.values():
-            future.result()
+        try:
+            for future in futures.values():
+                future.result()
+        except KeyboardInterrupt:                   # the jobs that run end by it too; no other begins
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -30,6 +30,9 @@ def test_the_papers_recipe_is_one_flag_that_other_flags_override(srl, rlvr, monk
     assert (cfg.sft_batch, cfg.epochs, cfg.learning_rate) == (64, 3, 5e-6)
     cfg = config(rlvr)
     assert (cfg.prompts_per_batch, cfg.learning_rate, cfg.mode) == (128, 5e-7, "single")
+    monkeypatch.setattr("sys.argv", ["x", "--method", "sft"])           # not runs/srl, where a run of SRL may be
+    cfg = parse_flags(srl.Config(), "x", srl.RECIPES)
+    assert cfg.out.endswith("runs/sft_outline") and cfg.learning_rate == 3e-3
 
 
 # 1. Prompt

@@ -21,6 +21,7 @@ from conftest import ROOT
 
 from engine.agents import sandbox
 from engine.files import InputError, write_jsonl, write_text
+from engine.flags import named_values
 
 RIGHT, WRONG, NONE = "so \\boxed{5}. And", "so \\boxed{4}. And", "so"
 
@@ -112,6 +113,12 @@ def test_a_benchmark_of_the_hub_is_loaded_by_its_name(evaluate, monkeypatch):
     problems = evaluate.load_benchmark("minerva", limit=3)
     assert asked == [("math-ai/minervamath", "test")]
     assert [(p["id"], p["problem"], p["answer"]) for p in problems] == [("0", "q0", "0"), ("1", "q1", "1"), ("2", "q2", "2")]
+
+
+@pytest.mark.parametrize("word", ["a=", "=folder", "a|b=folder", "..", "a/b=folder"])
+def test_a_model_without_a_folder_or_with_a_name_that_a_file_or_table_cannot_have_is_an_error(word):
+    with pytest.raises(InputError, match="--models: .* must name one of them; write NAME=FOLDER"):
+        named_values("models", ("c=folder", word))
 
 
 @pytest.mark.parametrize(("flags", "expected"), [
@@ -256,7 +263,7 @@ def test_the_page_beside_the_table_shows_the_attempts(job, tmp_path, flags):
     (tmp_path / "r/report.html").unlink()
     job(*(flag.format(tmp_path) for flag in flags))
     shown = json.loads((tmp_path / "r/report.html").read_text().partition('id="data">')[2].partition("</script>")[0])
-    problems = shown["benchmarks"][0]["problems"]
+    problems, = shown["benchmarks"].values()
     assert [(p["problem"], [a["outcome"] for a in p["attempts"]["m"]], p["turns"][0][0]) for p in problems] == [
         ("1 + 1", ["wrong", "wrong"], "1. **1 + 1** \\boxed{2}"), ("4 - 2", ["right", "wrong"], "1. **4 - 2** \\boxed{2}")][:1 if "--limit" in flags else 2]
 

@@ -254,7 +254,7 @@ def test_every_table_and_figure_is_that_of_its_results_in_the_readmes_too(evalua
         if name.startswith("study"):
             assert block == (ROOT / f"results/study/{name.removeprefix('study_')}.md").read_text(), f"{name}: run study.py --study --table"
             continue
-        world = "agents" if name.endswith("agents") else "equations"
+        world = next((world for world in study.WORLDS if name.endswith(world)), "equations")
         table = ROOT / study.WORLDS[world]["results"] / "table.md"
         expected = study.tuning_table(SimpleNamespace(world=world)) if name.startswith("tuning") else study.for_readme(table.read_text())
         assert block.strip() == expected.strip(), f"{name}: run python miniature/study.py --table"

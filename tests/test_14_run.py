@@ -123,6 +123,10 @@ def test_ctrl_c_during_an_import_ends_in_one_line_although_packages_catch_it(tmp
     assert signal.getsignal(signal.SIGINT) != engine.stop                   # a test or notebook that imports the same keeps its own
 
 
+def test_no_name_of_the_package_hides_a_file_of_it():
+    subprocess.run([sys.executable, "-c", "from engine import plain, run; plain.sample_tokens, run.Run"], cwd=ROOT, check=True)
+
+
 def test_ctrl_c_after_the_imports_says_how_to_continue(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     process = script("01_segment.py", "--data", tmp_path / "pipe.jsonl", "--out", tmp_path)

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from engine.policy import load_policy
 
-SAME = ("step", "done", "reward", "exact", "bad_format", "kept", "sampled", "completions", "tokens", "truncated", "val_exact", "val_reward", "val_completion")
+SAME = ("step", "done", "reward", "exact", "bad_format", "kept", "sampled", "completions", "tokens", "truncated", "val_exact", "val_reward", "val_unsolved")
 
 
 def run(script, *flags, processes=2):

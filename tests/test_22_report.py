@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from engine import report
 from engine.agents import sandbox
@@ -73,7 +72,7 @@ def shown(tmp_path, evaluate, capsys):
 # What is in the page
 def test_a_problem_has_the_experts_steps_and_every_attempt_of_every_model_equal_samples_once(shown):
     data = shown()
-    first, second, third = data["benchmarks"][0]["problems"]
+    first, second, third = data["benchmarks"]["b"]
     assert first["reference"] == STEPS and second["reference"] == [HOSTILE] and third["reference"] == [] and first["answer"] == "5"
     ours, base = ([(a["name"], a["outcome"], a["count"], len(a["turns"])) for a in first["attempts"][name]] for name in ("srl", "base"))
     assert ours == [("greedy", "right", 0, 2), ("1", "right", 2, 2), ("3", "wrong", 1, 1)]
@@ -84,27 +83,27 @@ def test_a_problem_has_the_experts_steps_and_every_attempt_of_every_model_equal_
 
 
 def test_a_step_has_its_thoughts_its_similarity_to_the_experts_step_of_the_same_number_and_the_matching_characters(shown, srl):
-    first, second, third = shown()["benchmarks"][0]["problems"]
-    text, thoughts, blocks, score = first["turns"][first["attempts"]["base"][0]["turns"][0]]
+    first, second, third = shown()["benchmarks"]["b"]
+    text, thoughts, blocks, score, _ = first["turns"][first["attempts"]["base"][0]["turns"][0]]
     assert (text, thoughts) == ("1. **Subtract 4** 3x = 16", "t") and blocks == [0, 24]         # all characters but the last
     assert score == pytest.approx(2 * 24 / 50) == srl.similarity(text, STEPS[0])
     assert [first["turns"][n][3] for n in first["attempts"]["srl"][0]["turns"]] == [1, 1]
     assert first["turns"][first["attempts"]["base"][2]["turns"][0]][:2] == ["<think>and so on", ""]     # nothing of a broken format is lost
     for problem in (second, third):                                     # no steps are known: nothing to compare with
-        assert all(len(turn) == 2 for turn in problem["turns"])
+        assert all(turn[2:] == [None] * 3 for turn in problem["turns"])
 
 
 def test_a_whole_solution_is_compared_with_the_whole_of_the_experts(tmp_path, evaluate):
     store(tmp_path, evaluate, "srl", [(attempt(f"<think>t</think>{STEPS[0]}\n{STEPS[1]}"), [WRONG])], PROBLEMS[:1], "single")
     evaluate.show(tmp_path / "results", tmp_path / "eval", {"b": PROBLEMS[:1]})
-    problem, = page_of(tmp_path / "results/report.html")["benchmarks"][0]["problems"]
+    problem, = page_of(tmp_path / "results/report.html")["benchmarks"]["b"]
     assert problem["reference"] == ["\n".join(STEPS)] and problem["turns"][0][3] == 1
 
 
 @pytest.mark.parametrize("field", ["problem", "answer"])
 def test_no_attempts_are_shown_for_problems_that_are_not_those_of_the_result(shown, field, capsys):
     data = shown([{**problem, field: "another"} for problem in PROBLEMS])
-    assert data["benchmarks"] == [] and "| SRL |" in data["table"] and "eval: no attempts of these results" in capsys.readouterr().out
+    assert data["benchmarks"] == {} and "| SRL |" in data["table"] and "eval: no attempts of these results" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("file, change", [("b.jsonl", ("fifteen", "x")), ("b.jsonl", None),
@@ -112,23 +111,23 @@ def test_no_attempts_are_shown_for_problems_that_are_not_those_of_the_result(sho
 def test_attempts_that_the_result_was_not_counted_from_are_not_shown_beside_it(shown, tmp_path, file, change):
     path = tmp_path / "eval/srl" / file
     path.unlink() if change is None else path.write_text(path.read_text().replace(*change))
-    assert {name for problem in shown()["benchmarks"][0]["problems"] for name in problem["attempts"]} == {"base", MARK}
+    assert {name for problem in shown()["benchmarks"]["b"] for name in problem["attempts"]} == {"base", MARK}
 
 
 def test_a_result_of_fewer_problems_is_shown_with_those(shown, tmp_path, evaluate):
     store(tmp_path, evaluate, "srl", ATTEMPTS["srl"][:2], PROBLEMS[:2])
-    problems = shown()["benchmarks"][0]["problems"]
+    problems = shown()["benchmarks"]["b"]
     assert [list(p["attempts"]) for p in problems] == [["base", "srl", MARK], ["base", "srl", MARK], ["base", MARK]]
 
 
 def test_what_does_not_fit_is_left_out_and_said(shown, tmp_path, monkeypatch):
     whole = shown()
     size = (tmp_path / "results/report.html").stat().st_size
-    sizes = [len(json.dumps(p, separators=(",", ":")).replace("<", "\\u003c")) for p in whole["benchmarks"][0]["problems"]]
+    sizes = [len(json.dumps(p, separators=(",", ":")).replace("<", "\\u003c")) for p in whole["benchmarks"]["b"]]
     for most, number in ((sizes[0] + sizes[1] + 1, 2), (sizes[0] + 1, 1), (9, 0)):
         monkeypatch.setattr(report, "MOST_BYTES", most)
         data = shown()
-        assert len(data["benchmarks"][0]["problems"]) == number and f"{number} of 3 in b" in data["sampled"]
+        assert len(data["benchmarks"]["b"]) == number and f"{number} of 3 in b" in data["sampled"]
         assert (tmp_path / "results/report.html").stat().st_size < size
 
 
@@ -156,7 +155,7 @@ def test_calls_of_an_agent_have_their_observations_and_its_changes_and_tests_are
     lost = attempt(calls[0], "nonsense", calls[-1])
     card = report.card_of(evaluate.PAGE, task, False, {"srl": [(attempt(*calls), "right"), (lost, "wrong"), (attempt(calls[0]), "no answer")]})
     good, bad, unfinished = card["attempts"]["srl"]
-    observations = [turn[4] if len(turn) == 5 else None for turn in card["turns"]]
+    observations = [turn[4] for turn in card["turns"]]
     assert observations[good["turns"][2]] == "edited" and observations[good["turns"][3]] == "all tests pass" and observations[good["turns"][4]] is None
     assert "Error" in observations[bad["turns"][1]] and f"+{task['fixed']}" in good["diff"] and bad["diff"] == unfinished["diff"] == ""
     number = len(task["hidden"])
@@ -179,11 +178,11 @@ def test_the_samples_of_a_training_run_are_shown_with_the_reward_of_the_time(tmp
     folder = run_folder(tmp_path / "run", srl, [[(right, 1.0), (near, reward), ("no tags", -1.0)], [(near, 0.0)]])
     report.write_run_page(folder, evaluate.PAGE)
     data = page_of(folder / "report.html")
-    first, second = data["benchmarks"][0]["problems"]
+    first, second = data["benchmarks"]["completions.txt"]
     assert [a["outcome"] for a in first["attempts"]["run"]] == ["exact", "not exact", "broken format"] and first["reference"] == [STEPS[1]]
     assert (first["id"], first["title"]) == ("update 1", "problem p, step 2 of 2") and [turn[3] for turn in first["turns"]] == [1, round(reward, 4), -1]
     assert first["turns"][0][2] == [0, len(STEPS[1])] and first["turns"][2][2] == []
-    assert second["turns"][0][2:] == [[], 0.0]                          # a reward that is no similarity: nothing is marked
+    assert second["turns"][0][2:4] == [[], 0.0]                         # a reward that is no similarity: nothing is marked
     assert list(data["runs"][0]["curves"]) == ["reward"] and data["heading"] == "Samples"
 
 
@@ -194,7 +193,7 @@ def test_a_training_run_has_a_page_without_completions_and_a_folder_without_a_lo
         if folder == "sft":
             evaluate.main()
             data = page_of(tmp_path / "sft/report.html")
-            assert data["benchmarks"] == [] and data["runs"][0]["length"] == "3 validations" and list(data["runs"][0]["curves"]) == ["val_exact"]
+            assert data["benchmarks"] == {} and data["runs"][0]["length"] == "3 validations" and list(data["runs"][0]["curves"]) == ["val_exact"]
         else:
             with pytest.raises(InputError, match="nowhere: no log.jsonl; give the folder"):
                 evaluate.main()
@@ -206,7 +205,23 @@ def test_more_samples_than_a_page_takes_are_evenly_spaced_and_a_text_that_looks_
     folder = run_folder(tmp_path / "run", srl, [[(attack if n == 0 else "text", 0.5)] for n in range(8)])
     report.write_run_page(folder, evaluate.PAGE)
     data = page_of(folder / "report.html")
-    assert "4 of the 10 prompts in completions.txt" in data["sampled"] and len(data["benchmarks"][0]["problems"]) == 4
+    assert "4 of the 10 prompts in completions.txt" in data["sampled"] and len(data["benchmarks"]["completions.txt"]) == 4
+
+
+@pytest.mark.parametrize("text", ['{"step": 0, "rew', "[1]", '{"done": "x"}', ""])
+def test_a_damaged_log_costs_an_evaluation_the_curves_and_is_an_error_of_the_runs_own_page(shown, tmp_path, evaluate, capsys, text):
+    (tmp_path / "srl/log.jsonl").write_text(text)
+    assert shown()["runs"] == [] and "report: no curves of SRL, " in capsys.readouterr().out
+    with pytest.raises(InputError, match="log.jsonl"):
+        report.write_run_page(tmp_path / "srl", evaluate.PAGE)
+
+
+def test_half_a_character_that_a_killed_run_wrote_is_shown_as_a_replacement(tmp_path, evaluate, srl):
+    folder = run_folder(tmp_path / "run", srl, [[("text", 0.5)]])
+    with open(folder / "completions.txt", "ab") as file:
+        file.write("=== update 2, problem q: reward 0.000\n\u00e9".encode()[:-1])
+    report.write_run_page(folder, evaluate.PAGE)
+    assert page_of(folder / "report.html")["benchmarks"]["completions.txt"][1]["reference"] == ["\ufffd"]
 
 
 # Nothing that a model wrote is more than text
@@ -215,7 +230,7 @@ def test_the_page_has_no_tag_that_the_template_has_not(shown, tmp_path):
     page, template = (path.read_text() for path in (tmp_path / "results/report.html", report.TEMPLATE))
     assert page.count("<") == template.count("<") and "document.title='taken'" in page          # it is there, as text
     assert "innerHTML" not in template.replace("no innerHTML", "") and "outerHTML" not in template and "insertAdjacent" not in template
-    assert "http://" not in template.replace("http://www.w3.org/2000/svg", "") and "https://" not in template and "default-src 'none'" in template
+    assert "http://" not in template.replace("http://www.w3.org/", "") and "https://" not in template and "default-src 'none'" in template
 
 
 # In a browser
@@ -318,6 +333,16 @@ def test_the_page_opens_without_an_error_asks_no_host_and_runs_nothing_that_a_mo
     assert requests and all(url.startswith(("file:", "data:")) for url in requests)
 
 
+def test_a_page_of_no_problem_or_of_a_model_with_the_name_of_a_property_has_no_error(browser, shown, tmp_path, evaluate, monkeypatch):
+    store(tmp_path, evaluate, "constructor", ATTEMPTS["srl"][:2], PROBLEMS[:2])
+    for most, number in ((1_000_000, 3), (9, 0)):
+        monkeypatch.setattr(report, "MOST_BYTES", most)
+        shown()
+        browser.open(tmp_path / "results/report.html")
+        assert browser.value(f"{ROWS}.length") == number
+        assert not [e for e in browser.events if e["method"] == "Runtime.exceptionThrown"]
+
+
 def test_filters_attempts_and_thoughts_work_by_keyboard(browser, shown, tmp_path):
     shown()
     browser.open(tmp_path / "results/report.html")
@@ -377,7 +402,3 @@ def test_a_page_of_the_miniatures_size_opens_in_seconds(browser, tmp_path, evalu
     started = time.monotonic()
     browser.open(tmp_path / "results/report.html")
     assert time.monotonic() - started < 20 and browser.value(f"{ROWS}.length") > 200
-
-
-def test_the_template_is_a_file_of_its_own_and_is_all_that_the_page_has_of_tags():
-    assert report.TEMPLATE == ROOT / "engine/report.html" and report.TEMPLATE.read_text().count("{{DATA}}") == 1

@@ -50,26 +50,31 @@ def test_what_is_no_equation_of_the_world_stays_as_it_is_without_an_answer(text)
 
 def test_the_expert_continues_from_every_state_of_its_own_solutions_as_they_do_and_finds_their_answers():
     for record in read_jsonl(ROOT / "miniature/expert.jsonl")[::20]:
-        partial = ""
-        for k, step in enumerate(record["solution"].split("\n"), 1):
+        partial, steps = "", record["solution"].split("\n")
+        for k, step in enumerate(steps):
             equation = ask.equation_of({"problem": record["problem"], "partial": partial})
-            assert ask.expert_step(equation, k)[0] == step and ask.expert_answer(equation) == record["answer"]
+            assert [own.partition(".")[2] for own in ask.expert_steps(equation)] == [own.partition(".")[2] for own in steps[k:]]
             partial += step + "\n"
 
 
 @pytest.mark.parametrize("text", ["3x = 7", "0 = 5", "5x = 5x + 1", "-3x = 9"])
 def test_where_the_expert_has_no_legal_way_it_gives_no_answer_and_no_reward(text):
-    example = {"partial": "", **ask.problem_of(text, "stepwise")}
-    assert example["answer"] == "" and ask.turn_lines("<think>a</think>\n1. **B** c", example, 1) == [("<think>a</think>", True), ("1. **B** c", False)]
+    assert ask.problem_of(text, "stepwise")["answer"] == ""
+    assert ask.turn_lines("<think>a</think>\n1. **B** c", ask.parse_equation(text), 1) == [("<think>a</think>", True), ("1. **B** c", False)]
+
+
+def test_a_whole_solution_in_one_completion_is_not_compared_with_the_experts_first_step():
+    text, problem = "<think>a</think>\n1. **B** c \\boxed{7}", {"partial": "", **ask.problem_of(PROBLEM, "stepwise")}
+    assert ask.attempt_lines("m", problem, [text], None) == [("m: right, 1 completion", False), ("<think>a</think>", True), (text[17:], False)]
 
 
 # The screen
 def test_a_step_has_its_reward_and_the_experts_step_where_they_differ(srl):
-    example, right = {"partial": "", **ask.problem_of(PROBLEM, "stepwise")}, "1. **Expand the left side** 12x - 28 + 25 = 5x + 46"
+    equation, right = ask.parse_equation(PROBLEM), "1. **Expand the left side** 12x - 28 + 25 = 5x + 46"
     wrong = "<think>a</think>\n" + right.replace("28", "29")
-    assert ask.turn_lines(f"<think>a</think>\n{right}", example, 1)[-1][0] == "   reward 1.000: as the expert"
-    assert ask.turn_lines(wrong, example, 1)[-1][0] == f"   reward {srl.srl_reward(wrong, {'action': right}):.3f}: expert {right}"
-    assert ask.turn_lines("no thoughts", example, 1) == [("no thoughts", False), (f"   reward -1.000: expert {right}", False)]
+    assert ask.turn_lines(f"<think>a</think>\n{right}", equation, 1)[-1][0] == "   reward 1.000: as the expert"
+    assert ask.turn_lines(wrong, equation, 1)[-1][0] == f"   reward {srl.srl_reward(wrong, {'action': right}):.3f}: expert {right}"
+    assert ask.turn_lines("no thoughts", equation, 1) == [("no thoughts", False), (f"   reward -1.000: expert {right}", False)]
 
 
 @pytest.mark.parametrize("width, num", [(200, 3), (140, 3), (100, 2), (89, 1), (60, 1), (5, 1)])
@@ -116,6 +121,11 @@ def test_bad_input_ends_in_one_line(typed, flags, message):
     with pytest.raises(InputError, match=message) as error:
         typed(*flags)
     assert "\n" not in str(error.value)
+
+
+def test_a_mistyped_line_of_the_keyboard_does_not_end_the_session(typed):
+    printed = typed("--models", BASE, "--max_turns", "1", "--ask", keyboard=f"{'word ' * 30_000}\n2x = 8")
+    assert "positions of base" in printed and "Solve 2x = 8   (answer: 4)" in printed
 
 
 def test_without_any_model_it_says_so(evaluate):

@@ -2,6 +2,7 @@
 fine-tuning, the jobs of the study and its table."""
 import json
 import sys
+import time
 from types import SimpleNamespace
 
 import agents
@@ -61,6 +62,17 @@ def test_steps_left_needs_an_episode_of_several_turns(rlvr, examples, tmp_path, 
     monkeypatch.setattr(sys, "argv", ["03", "--mode", "single", "--steps_left", "1", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
     with pytest.raises(InputError, match="--steps_left: not with --mode single"):
         rlvr.main()
+    monkeypatch.setattr(sys, "argv", ["curriculum", *sys.argv[1:3], *sys.argv[5:]])
+    with pytest.raises(InputError, match="--steps_left: not with --mode single"):
+        curriculum.main()
+
+
+def test_where_the_data_have_no_last_steps_no_episode_begins_before_one_and_the_run_says_so(rlvr, examples, tmp_path, monkeypatch):
+    for part, name in (("train", "a"), ("val", "b")):
+        write_jsonl(tmp_path / f"{part}.jsonl", [e for e in examples if e["id"] == name and e["k"] < e["n"]])       # --targets literal
+    monkeypatch.setattr(sys, "argv", ["03", "--steps_left", "1", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(InputError, match="out: no examples to train on"):
+        rlvr.main()
 
 
 def test_the_curriculum_begins_one_step_before_the_end_and_ends_at_the_problem(examples, tmp_path, monkeypatch):
@@ -69,11 +81,14 @@ def test_the_curriculum_begins_one_step_before_the_end_and_ends_at_the_problem(e
     calls = []
 
     def train(cfg, starts, val_starts, make_prompt, reward, extend):
+        assert make_prompt(starts[0])[0]["content"] == "words"
         calls.append((cfg.steps_left, cfg.model, [s["partial"].count("\n") for s in starts], [s["id"] for s in val_starts]))
         (tmp_path / "out" / f"round{len(calls)}/model").mkdir(parents=True)
         write_jsonl(tmp_path / "out" / f"round{len(calls)}/log.jsonl", [{"step": 0, "done": cfg.rollouts, "val_exact": 0.5}])
     monkeypatch.setattr(curriculum.srl, "train", train)
-    monkeypatch.setattr(sys, "argv", ["curriculum", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--model", "first", "--rollouts", "30"])
+    (tmp_path / "p.txt").write_text("words\n---\n{problem}")
+    flags = ("--prompt_file", str(tmp_path / "p.txt"), "--model", "first", "--rollouts", "30")
+    monkeypatch.setattr(sys, "argv", ["curriculum", "--data", str(tmp_path), "--out", str(tmp_path / "out"), *flags])
     curriculum.main()
     first, second = (str(tmp_path / f"out/round{n}/model") for n in (1, 2))
     assert calls == [(1, "first", [2], ["b"]), (2, first, [1, 2], ["b", "b"]), (None, second, [0], ["b"])]
@@ -145,7 +160,62 @@ def test_rejection_keeps_exact_completions_and_best_of_g_the_most_similar_one_wh
     assert rejection.chosen(texts, [0.3] * 4, "best", 4) == rejection.chosen([], [], "best", 4) == rejection.chosen(texts, [0.3] * 4, "exact", 4) == []
 
 
+def test_a_round_that_kept_nothing_is_not_taken_for_that_of_other_flags(examples, tmp_path, monkeypatch):
+    for part, name in (("train", "a"), ("val", "b")):
+        write_jsonl(tmp_path / f"{part}.jsonl", [e for e in examples if e["id"] == name])
+    monkeypatch.setattr(rejection, "load_policy", lambda *_: (None, None))
+    monkeypatch.setattr(rejection, "collect", lambda *_: [])
+    (tmp_path / "base").mkdir()
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["rejection", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--model", str(tmp_path / "base"), *flags])
+        rejection.main()
+    run()
+    run("--save_every", "9")                            # no setting that the result depends on
+    assert [line["kept"] for line in read_jsonl(tmp_path / "out/log.jsonl")] == [0] * 4
+    for flags, message in ((("--keep", "best"), "out: contains a run with other settings"), (("--recipe", "paper"), "--recipe paper: must be one of")):
+        with pytest.raises(InputError, match=message):
+            run(*flags)
+
+
 # The study
+def test_the_seconds_of_a_job_are_those_before_an_interruption_too(tmp_path):
+    script, places = ["-c", "import sys, time; time.sleep(0.1); sys.exit(int(sys.argv[1]))"], (tmp_path / "log", tmp_path / "out")
+    with pytest.raises(SystemExit, match="exit code 3; see"):
+        study.run([*script, "3"], *places)
+    assert study.run([*script, "0"], *places) > 0.2
+
+
+def test_a_method_starts_from_another_methods_model_only_where_that_was_trained_to_its_end(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(study, "train", lambda method, command, here, out, seed, start: calls.append((method, start.parent.name)))
+    (tmp_path / "runs/study/seed0/srl/model").mkdir(parents=True)       # of a run that was interrupted
+    study.trained("srl_rlvr", 0, study.WORLDS["equations"])
+    assert calls == [("srl", "miniature"), ("srl_rlvr", "srl")]
+    write_jsonl(tmp_path / "runs/study/seed0/results/srl/srl.json", [])
+    study.trained("srl_rlvr", 0, study.WORLDS["equations"])
+    assert calls[2:] == [("srl_rlvr", "srl")]
+
+
+def test_after_ctrl_c_no_other_job_begins_and_a_method_that_the_world_has_not_is_an_error(monkeypatch, capsys):
+    begun = []
+
+    def job(method, seed, args):
+        begun.append(seed)
+        if seed == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+    monkeypatch.setattr(study, "job", job)
+    with pytest.raises(KeyboardInterrupt):
+        study.run_jobs(SimpleNamespace(workers=1, methods=["srl"], seeds=range(9)))
+    assert len(begun) < 4
+    monkeypatch.setattr(sys, "argv", ["study.py", "--methods", "equation"])
+    with pytest.raises(SystemExit):
+        study.main()
+    assert "--methods equation: here are base, srl, " in capsys.readouterr().err
+
+
 def test_every_method_of_a_world_has_its_number_of_rollouts_whatever_the_defaults_are():
     for name, world in study.WORLDS.items():
         for method in {**world["study"], **world["train"]}:
@@ -178,8 +248,14 @@ def test_the_table_of_the_study_pairs_every_variant_with_srl_on_the_same_problem
         write(tmp_path / "study/w", "equation", seed, [8, 8])
     world = {**study.WORLDS["equations"], "results": tmp_path / "old"}
     monkeypatch.setattr(study, "WORLDS", {"w": world})
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text("")
+    (tmp_path / "results/README.md").write_text("a\n<!-- study_w -->\nold\n<!-- /study_w -->\nb\n")
     study.write_study(SimpleNamespace(world="w", results=tmp_path / "study/w"))
     srl, equation = json.loads((tmp_path / "study/w.json").read_text())
     assert (srl["variant"], srl["hard"]["avg"], equation["variant"], equation["hard"]["avg"]) == ("srl", 75.0, "equation", 100.0)
     assert equation["hard"]["minus_srl"][0] == 25.0 and equation["hard"]["minus_srl"][3] == 2 and equation["validation"] == [0.5, 0.6]
     assert "| equation | `c` | 2 | 96 | 1.0 + 0.5 | 55.0 | 100.0 [" in (tmp_path / "study/w.md").read_text()
+    table = (tmp_path / "study/w.md").read_text()
+    assert (tmp_path / "results/README.md").read_text() == f"a\n<!-- study_w -->\n{table}<!-- /study_w -->\nb\n"
