@@ -353,10 +353,10 @@ def main():
     if cfg.swebench:
         return write_patches(cfg, named_models(cfg))
     if not (sources := cfg.benchmarks):
-        sources = DEFAULTS.get(cfg.mode, ("hard", "long", "short", "large"))
+        sources = DEFAULTS.get(cfg.mode, ("hard", "short", "long", "large"))
         if not (cfg.full or cfg.table):
             sources, cfg.limit = sources[:2], cfg.limit or 40
-            print(f"a first look: {cfg.limit} problems each of {' and '.join(sources)}; --full takes all")
+            print(f"a first look: {cfg.limit} problems each of {' and '.join(sources)}; --full: all of all")
     benchmarks = {Path(source).stem: load_benchmark(source, cfg.limit, cfg.mode) for source in sources}
     if len(benchmarks) < len(sources):
         raise InputError(f"--benchmarks {' '.join(sources)}: two have the same name; rename one")

@@ -122,8 +122,8 @@ def test_a_model_without_a_folder_or_with_a_name_that_a_file_or_table_cannot_hav
 
 
 @pytest.mark.parametrize(("flags", "expected"), [
-    ((), [("hard", 40), ("long", 40)]), (("--limit", "7"), [("hard", 7), ("long", 7)]), (("--benchmarks", "short"), [("short", None)]),
-    (("--full",), [("hard", None), ("long", None), ("short", None), ("large", None)]), (("--mode", "agent"), [("modules", 40), ("larger", 40)])])
+    ((), [("hard", 40), ("short", 40)]), (("--limit", "7"), [("hard", 7), ("short", 7)]), (("--benchmarks", "short"), [("short", None)]),
+    (("--full",), [("hard", None), ("short", None), ("long", None), ("large", None)]), (("--mode", "agent"), [("modules", 40), ("larger", 40)])])
 def test_without_flags_the_first_problems_of_two_benchmarks_are_evaluated_with_full_all(evaluate, flags, expected, monkeypatch):
     loaded = []
     monkeypatch.setattr(evaluate, "load_benchmark", lambda source, limit, mode: loaded.append((source, limit)))

@@ -37,9 +37,9 @@ def test_the_four_scripts_run_in_order_on_the_miniature(tmp_path):
     flags = ("--models", f"srl={tmp_path}/srl/model", f"srl_rlvr={tmp_path}/srl_rlvr/model", "--k", 2, "--limit", 4,
              "--completions", tmp_path / "eval", "--results", tmp_path / "results")
     printed = run("04_eval.py", *flags)
-    assert "| SRL then RLVR | 1 |" in printed and "figure.png" in printed and "a first look: 4 problems each of hard and long" in printed
+    assert "| SRL then RLVR | 1 |" in printed and "figure.png" in printed and "a first look: 4 problems each of hard and short" in printed
     result = json.loads((tmp_path / "results/srl.json").read_text())
-    assert list(result["benchmarks"]) == ["hard", "long"] and result["decoding"]["k"] == 2 and result["made_by"]["torch"]
+    assert list(result["benchmarks"]) == ["hard", "short"] and result["decoding"]["k"] == 2 and result["made_by"]["torch"]
     for path in tmp_path.glob("srl*/model/*.json"):         # --regrade needs no model and gives the same numbers
         path.unlink()
     run("04_eval.py", *flags, "--regrade")
