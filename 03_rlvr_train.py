@@ -5,7 +5,7 @@ one per problem (paper); agent: one per call, which is executed, reward 1 where 
 
 in:      runs/data/train.jsonl, val.jsonl (01_segment.py) and a model, runs/srl/model (02_srl_train.py)
 out:     runs/srl_rlvr/model, the best by validation, and log.jsonl beside it
-command: python 03_rlvr_train.py                                               # 2 CPU cores, about 2 min
+command: python 03_rlvr_train.py                                               # 2 CPU cores, about 1 min
          python 03_rlvr_train.py --model miniature/base --out runs/rlvr        # RLVR alone
          python 03_rlvr_train.py --recipe agents                               # the agents' miniature
 """
