@@ -263,15 +263,20 @@ class Run:
 
     def validated(self, metrics, **state):
         """Add validation metrics to the last log line (or a new one), keep the model if it is the best so
-        far, save."""
+        far, save.
+
+        Best: the largest sum of both. The mean alone overlooks near copies; the exact share alone is chance
+        where wording differs, and no answer or almost none is ever equal.
+        """
         score = (metrics["val_exact"], metrics["val_reward"])
-        if score > tuple(self.best):
+        better = sum(score) > sum(self.best)
+        if better:
             save_model(self.policy, self.tokenizer, self.out / "model", getattr(torch, self.cfg.dtype))
         log = [*self.log]
         line = finite({**(log.pop() if log and log[-1]["step"] == self.step else {}), **metrics})
         if self.alarms:
             line["alarms"] = self.new_alarms([*log, line])
-        self.state = {**self.state, "log": [*log, line], "best": max(tuple(self.best), score), **state}
+        self.state = {**self.state, "log": [*log, line], "best": score if better else self.best, **state}
         self.save()
         self.track(line)
         self.print_line(line)

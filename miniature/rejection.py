@@ -78,7 +78,7 @@ def check_settings(cfg):
 def best_validation(log):
     """The log line (a dict) with the best validation."""
     validated = [line for line in log if line.get("val_exact") is not None]
-    return max(validated, key=lambda line: (line["val_exact"], line["val_reward"]))
+    return max(validated, key=lambda line: line["val_exact"] + line["val_reward"])
 
 
 def main():

@@ -266,8 +266,8 @@ def tune(args):
         out = here / "-".join([method, *(flag.strip("-") for flag in flags)])
         start = here / NEEDS[method] / "model" if method in NEEDS else ROOT / world["base"]
         train(method, sized(command, world), here, out, seed, start)
-        exact, reward = max((line["val_exact"], line["val_reward"]) for line in read_jsonl(out / "log.jsonl")
-                            if line.get("val_exact") is not None)
+        log = [line for line in read_jsonl(out / "log.jsonl") if line.get("val_exact") is not None]
+        exact, reward = max(((line["val_exact"], line["val_reward"]) for line in log), key=sum)
         print(f"{' '.join(command)}, seed {seed}: exact {exact:.1%}, reward {reward:.3f}", flush=True)
         with lock:
             rows.append({"seed": seed, "method": method, "command": command, "val_exact": exact,

@@ -11,6 +11,7 @@
 | targets beyond the model | SFT on prompt + target longer than positions or window | sft_targets_beyond_the_positions.. |
 | RoPE that depends on the length | dynamic and longrope beyond the original length | rope_that_depends_on_the_length.. |
 | edges of the sampler | u = 0 sampled probability 0, the end of the sum was clamped to the last id | no_uniform_number_draws.. |
+| best model by chance | 2 equal steps of 360 outweighed a better mean in a world where wording differs: 9.6 % of *hard*, not 45 | the_best_model_is_not_chosen_by_chance.. |
 | rounding of the std | --eps 0 kept groups of equal rewards | groups_of_equal_rewards_are_dropped.. |
 """
 import json
@@ -21,6 +22,7 @@ import torch
 from reference import PROMPTS, forward_logprobs, small_model
 
 from engine import rollout
+from engine import run as engine_run
 from engine.files import InputError
 from engine.optimizer import make_optimizer
 from engine.plain import sample_tokens
@@ -99,6 +101,18 @@ def test_a_run_samples_as_many_completions_as_it_was_given(srl, task, rollouts, 
         out = cfg.out + name
         srl.train(replace(cfg, rollouts=rollouts, out=out), examples, examples[:4], srl.srl_prompt, reward_fn)
         assert json.loads(open(f"{out}/log.jsonl").read().splitlines()[-1])["done"] == sampled
+
+
+@pytest.mark.parametrize("validations, best", [([(0.0056, 0.575), (0.0, 0.592)], 1),               # no wording is equal: the mean decides
+                                               ([(0.82, 0.94), (0.6, 0.96)], 0),                   # near copies: the mean alone would be wrong
+                                               ([(0.5, 0.5), (0.5, 0.5)], 0)])                      # a tie: the earlier
+def test_the_best_model_is_not_chosen_by_chance_or_by_near_copies(srl, task, monkeypatch, validations, best):
+    cfg, examples, reward = task
+    seen, saved = iter(validations), []
+    monkeypatch.setattr(srl, "validate", lambda *_: dict(zip(("val_exact", "val_reward"), next(seen), strict=True)))
+    monkeypatch.setattr(engine_run, "save_model", lambda policy, *_: saved.append(policy))
+    srl.train(replace(cfg, rollouts=16), examples, examples[:4], srl.srl_prompt, reward)
+    assert len(saved) == 1 + best
 
 
 @pytest.mark.parametrize("batch", [64, 5, 7])
