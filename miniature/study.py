@@ -71,7 +71,7 @@ STUDY = {
     "eps0": (SRL, "--eps", "0"),
     "eps1": (SRL, "--eps", "0.01"),
     "eps5": (SRL, "--eps", "0.05"),
-    **{name: (VARIANT, name) for name in ("fourth_power", "ranks")},
+    **{name: (VARIANT, name) for name in ("fourth_power", "ranks", "step_equation", "equal_equation")},
     "minibatches2": (SRL, "--minibatches", "2"),
     "minibatches4": (SRL, "--minibatches", "4"),
     "token_mean": (SRL, "--loss_mean", "token"),
@@ -176,6 +176,15 @@ def make_examples(here, world, folders=("data", "data_student")):
         shutil.copy(here / "data/val.jsonl", folder / "val.jsonl")
 
 
+def validation_problems(here):
+    """A file with the validation problems as a benchmark: steps solved by rewards that differ, or worded
+    differently, cannot be compared, solved problems can."""
+    path = here / "validation.jsonl"
+    problems = {e["problem"]: e["answer"] for e in read_jsonl(here / "data/val.jsonl")}
+    write_jsonl(path, [{"problem": problem, "answer": answer} for problem, answer in problems.items()])
+    return path
+
+
 def folders_of(methods):
     """The folders of examples that methods need; the others are made of `data`."""
     return list(dict.fromkeys(["data", *(DATA.get(method, "data") for method in methods)]))
@@ -222,6 +231,8 @@ def job(method, seed, args):
     model, training = trained(method, seed, world)
     tokens = ("--max_new_tokens", 400) if method == "sft_reasoning" else ()      # its thoughts are longer
     out, benchmarks = here / "results" / method, world["study_benchmarks" if args.study else "benchmarks"]
+    if args.study and not world["mode"]:
+        benchmarks = (validation_problems(here), *benchmarks)
     evaluation = run(["04_eval.py", "--models", f"{method}={model}", "--results", out, "--completions",
                       here / "eval", "--train_seed", seed, "--seed", seed, *tokens, *world["mode"], *FULL,
                       *benchmarks], here / f"{method}.log", out)
@@ -386,11 +397,11 @@ def study_row(method, results, folder, reference):
     validated = [[line["val_exact"] for line in log if line.get("val_exact") is not None] for log in logs]
     row = {"variant": method, "command": results[0].get("command", ""), "seeds": seeds,
            "rollouts": max((log[-1].get("done", 0) for log in logs), default=0),
-           "validation": [max(values, default=0.0) for values in validated]}
+           "validation_exact": [max(values, default=0.0) for values in validated]}
     for name in ("seconds_training", "seconds_evaluation"):
         row[name] = [r[name] for r in results if name in r]
     difference = import_module("04_eval").paired_difference
-    for benchmark in results[0]["benchmarks"]:
+    for benchmark in dict.fromkeys(name for r in results for name in r["benchmarks"]):
         avg = [[c / part["k"] for c in part["right"]] for part in parts_of(results, benchmark)]
         pairs = where_paired(difference, results, reference, [benchmark])
         interval = [100 * end for end in mean_interval(avg)]
@@ -416,7 +427,7 @@ def write_study(args):
         rows += [study_row(name, found[name], args.results, reference) for name in names]
         write_text(args.results.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
         heads = [text for name in columns for text in (f"{name}: avg@8 [95 %]", "minus SRL [95 %]")]
-        table = markdown(["variant", "command", "seeds", "rollouts", "min", "validation", *heads],
+        table = markdown(["variant", "command", "seeds", "rollouts", "min", "exact steps", "solved", *heads],
                          [study_line(row, columns) for row in rows])
         write_text(args.results.with_suffix(".md"), table + "\n")
         write_marked({f"study_{args.world}": table + "\n"})
@@ -427,7 +438,8 @@ def study_line(row, columns):
     seconds = [fmean(row[name]) for name in ("seconds_training", "seconds_evaluation") if row[name]]
     cells = [row["variant"], f"`{row['command']}`" if row["command"] else "", str(len(row["seeds"])),
              str(row["rollouts"] or ""), " + ".join(f"{s / 60:.1f}" for s in seconds),
-             f"{100 * fmean(row['validation']):.1f}" if row["validation"] else ""]
+             f"{100 * fmean(row['validation_exact']):.1f}" if row["validation_exact"] else "",
+             f"{row['validation']['avg']:.1f}" if "validation" in row else ""]
     for name in columns:
         part = row.get(name)
         cells.append("{:.1f} [{:.1f}, {:.1f}]".format(part["avg"], *part["interval"]) if part else "")

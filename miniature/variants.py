@@ -11,6 +11,7 @@ import sys
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from unittest.mock import patch
 
 import torch
@@ -57,6 +58,17 @@ def exact(action, expert_action, autojunk=False):
 def fourth_power(action, expert_action, autojunk=False):
     """Spreads what is almost right: 0.98 becomes 0.92, 0.9 becomes 0.66."""
     return ORIGINAL["similarity"](action, expert_action, autojunk) ** 4
+
+
+def average(*similarities):
+    """The mean of several functions like similarity."""
+    def similarity(action, expert_action, autojunk=False):
+        return fmean(part(action, expert_action) for part in similarities)
+    return similarity
+
+
+def equal_equation(action, expert_action, autojunk=False):
+    return float(equation(action) == equation(expert_action))
 
 
 # 2. Advantage and dynamic sampling: in place of 02's functions of rewards (P, G)
@@ -139,6 +151,8 @@ def train_whole(cfg, examples, val_examples, make_prompt, reward_fn):
 
 VARIANTS = {    # name: what of 02 is exchanged
     "equation": {"similarity": compared_by(equation)},
+    "step_equation": {"similarity": average(ORIGINAL["similarity"], compared_by(equation))},
+    "equal_equation": {"similarity": average(ORIGINAL["similarity"], compared_by(equation), equal_equation)},
     "likelihood": {"score_episodes": score_by_likelihood},
     "exact": {"similarity": exact},
     "tokens": {"similarity": compared_by(tokens)},
