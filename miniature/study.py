@@ -71,7 +71,7 @@ STUDY = {
     "eps0": (SRL, "--eps", "0"),
     "eps1": (SRL, "--eps", "0.01"),
     "eps5": (SRL, "--eps", "0.05"),
-    **{name: (VARIANT, name) for name in ("fourth_power", "ranks", "step_equation", "equal_equation")},
+    **{name: (VARIANT, name) for name in ("fourth_power", "ranks", "formulas", "formulas_4", "both_4")},
     "minibatches2": (SRL, "--minibatches", "2"),
     "minibatches4": (SRL, "--minibatches", "4"),
     "token_mean": (SRL, "--loss_mean", "token"),

@@ -55,20 +55,23 @@ def exact(action, expert_action, autojunk=False):
     return float(action == expert_action)
 
 
-def fourth_power(action, expert_action, autojunk=False):
-    """Spreads what is almost right: 0.98 becomes 0.92, 0.9 becomes 0.66."""
-    return ORIGINAL["similarity"](action, expert_action, autojunk) ** 4
+def formulas(action):
+    """An action without its words: numbers, signs, single letters. Unlike equation, for any mathematics."""
+    return " ".join(re.sub(r"[^\W\d_]{2,}", " ", action).split())
 
 
 def average(*similarities):
     """The mean of several functions like similarity."""
     def similarity(action, expert_action, autojunk=False):
-        return fmean(part(action, expert_action) for part in similarities)
+        return fmean(part(action, expert_action, autojunk) for part in similarities)
     return similarity
 
 
-def equal_equation(action, expert_action, autojunk=False):
-    return float(equation(action) == equation(expert_action))
+def fourth_power(compare):
+    """Spreads what is almost right: 0.98 becomes 0.92, 0.9 becomes 0.66."""
+    def similarity(action, expert_action, autojunk=False):
+        return compare(action, expert_action, autojunk) ** 4
+    return similarity
 
 
 # 2. Advantage and dynamic sampling: in place of 02's functions of rewards (P, G)
@@ -151,13 +154,14 @@ def train_whole(cfg, examples, val_examples, make_prompt, reward_fn):
 
 VARIANTS = {    # name: what of 02 is exchanged
     "equation": {"similarity": compared_by(equation)},
-    "step_equation": {"similarity": average(ORIGINAL["similarity"], compared_by(equation))},
-    "equal_equation": {"similarity": average(ORIGINAL["similarity"], compared_by(equation), equal_equation)},
+    "formulas": {"similarity": compared_by(formulas)},
+    "formulas_4": {"similarity": fourth_power(compared_by(formulas))},
+    "both_4": {"similarity": fourth_power(average(ORIGINAL["similarity"], compared_by(formulas)))},
     "likelihood": {"score_episodes": score_by_likelihood},
     "exact": {"similarity": exact},
     "tokens": {"similarity": compared_by(tokens)},
     "no_title": {"similarity": compared_by(without_title)},
-    "fourth_power": {"similarity": fourth_power},
+    "fourth_power": {"similarity": fourth_power(ORIGINAL["similarity"])},
     "ranks": {"group_advantages": rank_advantages},
     "all_groups": {"informative_groups": all_groups},
     "whole": {"train": train_whole},

@@ -552,3 +552,34 @@ def calls_of_models(similarities, verdicts):
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     finish(figure, "Similarity of each call to the expert's (bold: the same call)")
+
+
+# 6. The study
+WORDS = {   # of a variant of miniature/study.py, for the axis
+    "srl": "SRL", "srl_rlvr": "SRL then RLVR", "rejection": "rejection sampling", "best_of_8": "best of 8, imitated",
+    "prefix_rlvr": "RLVR on expert prefixes", "reverse_curriculum": "R3, reverse curriculum",
+    "equation": "SRL, the equation alone", "exact": "SRL, 1 if equal, else 0",
+    "formulas": "SRL, without words", "formulas_4": "SRL, without words, to the 4th",
+    "both_4": "SRL, with and without words, 4th",
+    "tokens": "SRL, tokens compared", "no_title": "SRL, without the title", "fourth_power": "SRL, R to the 4th power",
+    "ranks": "SRL, ranks in the group", "all_groups": "SRL, all groups kept", "masked": "SRL, no refill",
+    "whole": "SRL, one similarity at the end", "likelihood": "SRL, likelihood of the step"}
+
+
+def study(rows, names, title):
+    """avg@8 with its 95 % interval on hard and long; rows: {variant: a row of results/study/WORLD.json}. The
+    band is SRL's interval; an open circle has fewer than five seeds."""
+    names = [name for name in names if name in rows]
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.36 * len(names) + 1.6), sharey=True)
+    for ax, benchmark in zip(axes, ("hard", "long"), strict=True):
+        ax.axvspan(*rows["srl"][benchmark]["interval"], color=colour("srl"), alpha=0.15, lw=0)
+        for y, name in enumerate(names):
+            part, seeds = rows[name][benchmark], len(rows[name]["seeds"])
+            ink = colour(name) if name in evaluate.METHODS else GREY
+            if seeds > 2:                               # of two, the interval is the whole axis
+                ax.plot(part["interval"], (y, y), color=ink, lw=2.5)
+            ax.plot(part["avg"], y, "o", color=ink, mfc=ink if seeds >= 5 else "white", ms=7)
+        ax.set(title=benchmark, xlim=(-3, 103), xlabel="avg@8, %")
+    axes[0].set_yticks(range(len(names)), [f"{WORDS[name]} ({len(rows[name]['seeds'])})" for name in names])
+    axes[0].invert_yaxis()
+    finish(figure, title)
