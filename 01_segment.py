@@ -8,8 +8,8 @@ The paper's targets are steps 1..N-1 (--targets literal); here all N are: a poli
 in:      problems with solutions (and thoughts, one per step) or trajectories; a local file or a hub data set
 out:     runs/data/train.jsonl, val.jsonl: one example a line; dropped.jsonl: what was dropped and why
 command: python 01_segment.py                 # the miniature's 1,260 problems, 2 s
-         python 01_segment.py --dataset simplescaling/s1K-1.1 --solution_column deepseek_attempt
-         python 01_segment.py --dataset SWE-bench/SWE-smith-trajectories --trajectories --out runs/swe
+         python 01_segment.py --data my.json --out runs/my_data
+         of s1K: engine/README.md; of agents' trajectories: miniature/README.md
 """
 import random
 import re
@@ -24,6 +24,7 @@ from engine.agents.trajectories import read_trajectories, turns_of
 from engine.chat import extend_solution
 from engine.files import InputError, run_main, shorten, write_jsonl
 from engine.flags import parse_flags
+from engine.grader import compare
 from engine.problems import COLUMNS, check_answers, find_titles, last_boxed, mask, problem_ids, read_problems
 from engine.rewriter import ask_endpoint, ask_local, rewrite_solutions
 
@@ -124,7 +125,7 @@ def step_starts(solution):
     """Offsets where the steps of a solution begin. Raises ValueError where they are not numbered 1..N, N > 1.
 
     Steps may hold numbered titles of another form (### Step 3 with 1. **Case one**): the outermost counts.
-    Each part of a solution may count from 1 again. A list of the problem's conditions is none of steps.
+    Each part of a solution may count from 1 again. A list of the problem's conditions has no steps.
     """
     titles = outermost_titles(solution)
     numbers = [title.number for title in titles]
@@ -255,9 +256,9 @@ def segment_trajectories(rows, pairs=2, max_observation=8000):
 def split_by_problem(examples, num_val, seed):
     """(train, val): all steps of `num_val` problems, drawn with `seed`, are held out."""
     problem = problem_ids(examples)
-    count = len(problems := sorted(set(problem.values())))
-    if not 0 < num_val < count and not num_val == count - 1 == 0:           # a single problem is trained on
-        raise InputError(f"--num_val {num_val}: there are {count} problems; hold out 1 or more, not all")
+    problems = sorted(set(problem.values()))
+    if not 0 < num_val < len(problems) and (num_val, len(problems)) != (0, 1):  # a single one is trained on
+        raise InputError(f"--num_val {num_val}: there are {len(problems)} problems; hold out 1 or more")
     held_out = set(random.Random(seed).sample(problems, num_val))
     train = [example for example in examples if problem[example["id"]] not in held_out]
     val = [example for example in examples if problem[example["id"]] in held_out]
@@ -268,7 +269,7 @@ def split_by_problem(examples, num_val, seed):
 def report(records, examples, reasons):
     """Print what was dropped and why, the number of steps, and three examples."""
     rows, dropped, problems = len(records), sum(reasons.values()), len(set(problem_ids(records).values()))
-    why = "".join(f"; {n} {r}" for r, n in reasons.most_common()) + "; see dropped.jsonl" * bool(dropped)
+    why = "".join(f"; {n} {r}" for r, n in reasons.most_common()) + ("; see dropped.jsonl" if dropped else "")
     of = f" rows of {problems}" if problems < rows else ""
     print(f"{rows}{of} problems read, {rows - dropped} kept, {dropped} dropped{why}")
     if unanswered := {e["id"] for e in examples if not e["answer"] and "context" not in e}:
@@ -298,7 +299,6 @@ def read(cfg, source):
         ask = ask_endpoint(cfg.rewrite_url, cfg.rewrite) if cfg.rewrite_url else ask_local(cfg.rewrite)
         outcomes = rewrite(records, ask, cfg.out / f"rewritten_{Path(cfg.rewrite).name}.jsonl")
         print("rewriting: " + "; ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
-    from engine.grader import compare  # its process of seconds starts only where two texts differ
     notes = check_answers(records, compare, source)
     return records, *segment(records, cfg.targets, cfg.title_hint), notes
 
@@ -313,10 +313,10 @@ def main():
         fault = ("no trajectory has calls, such as <function=..> or a command" if cfg.trajectories else
                  "no solution has numbered steps such as '1. **Title** action' on lines of their own")
         raise InputError(f"{source}: {fault} (problem {dropped[0]['id']}: {dropped[0]['reason']})")
-    problems, usual = len(set(problem_ids(examples).values())), 30 if cfg.trajectories else 60
-    tenth = max(problems // 10, min(1, problems - 1))       # of a single problem none: it validates itself
-    if (num_val := cfg.num_val) is None and (num_val := min(usual, tenth)) < usual:
-        notes.append(f"{tenth} of {problems} problems are held out, at most a tenth; --num_val sets it")
+    num_val = cfg.num_val
+    if num_val is None:     # at most a tenth; of a single problem none: it validates itself
+        problems = len(set(problem_ids(examples).values()))
+        num_val = min(30 if cfg.trajectories else 60, max(problems // 10, min(1, problems - 1)))
     train, val = split_by_problem(examples, num_val, cfg.seed)
     for name, part in (("train", train), ("val", val), ("dropped", dropped)):
         write_jsonl(cfg.out / f"{name}.jsonl", part)

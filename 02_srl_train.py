@@ -24,29 +24,23 @@ from typing import Literal, NamedTuple
 import torch
 
 from engine.alarms import alarms
-from engine.chat import encode_target, encode_texts, eos_id, fill, full_text, prompt_text, read_prompt_file
+from engine.chat import encode_target, encode_texts, eos_id, fill, full_text, prompt_text, with_prompt_file
 from engine.distributed import gather, join_ranks, on_all_ranks
 from engine.files import InputError, read_train_and_val, run_main, shorten
 from engine.flags import parse_flags
 from engine.logprobs import micro_batches, num_tokens, token_logprobs, update_cost
+from engine.matcher import SequenceMatcher
 from engine.prefix_cache import PrefixCache
 from engine.preflight import check_lengths
 from engine.rollout import generate, random_stream
 from engine.run import Cursor, Run
 
-try:                                    # difflib compiled: the same numbers, 15 times as fast on real steps
-    from cydifflib import SequenceMatcher
-except ImportError:
-    from difflib import SequenceMatcher
-
 HERE = Path(__file__).parent
 
 
 @dataclass
-class Config:
-    """Every knob; each is a flag of the same name, and the comment beside it is its help."""
-    method: Literal["srl", "sft"] = "srl"                       # SRL, or the baseline
-    sft_target: Literal["outline", "reasoning"] = "outline"     # the step | the expert's thoughts and it
+class GRPOConfig:
+    """The knobs of 02 and 03; each is a flag of the same name, and the comment beside it is its help."""
     model: str = str(HERE / "miniature/base")                   # folder or hub name of the starting policy
     data: str = str(HERE / "runs/data")                         # folder with train.jsonl and val.jsonl
     out: str = str(HERE / "runs/srl")                           # folder for everything that this run writes
@@ -59,12 +53,11 @@ class Config:
     temperature: float = 1.0            # of the rollout and of the log-probabilities (paper: 1.0)
     max_new_tokens: int = 160           # of a completion (paper: not stated); miniature: 15 to 120 used
     max_turns: int = 8                  # completions of an episode that solves step by step
-    autojunk: bool = False              # True: difflib's default, with near copies of 200 characters at 0.02
     eps: float = 0.001                  # least std of a group's rewards (paper: not stated); 0.008: one digit
-    max_tries: int = 3                  # sample at most this many times P prompts for a batch
+    max_tries: int = 3                  # a batch samples at most max_tries * P prompts
     # optimization
     learning_rate: float = 3e-4         # of Adam (paper: 5e-7 for 7B)
-    decay: float = 0.4                  # last part of the run, with linear decay to 0 (paper: 0, constant)
+    decay: float = 0.4                  # linear decay to 0 over this last fraction of the run (paper: none)
     clip_eps: float = 0.2               # clip range of the ratio (paper: not stated; veRL: 0.2)
     loss_mean: Literal["completion", "token"] = "completion"    # of token means (paper) | of tokens (veRL)
     max_grad_norm: float = 1.0          # gradient clipping (paper: 1.0)
@@ -76,9 +69,6 @@ class Config:
     save_every: int = 5                 # updates between checkpoints; Ctrl-C, SIGTERM and errors save first
     continue_changed: bool = False      # continue the run in --out although its settings have changed
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"      # besides log.jsonl
-    # SFT
-    epochs: int = 3                     # the best by validation is kept (paper: 3)
-    sft_batch: int = 64                 # examples in a batch (paper: 64)
     # hardware
     max_rows: int = 384                 # completions decoded at a time, fewer where memory is short
     update_tokens: int = 12_000         # tokens in a forward and backward pass, a group's prompt counted once
@@ -91,6 +81,15 @@ class Config:
     shard: bool = False                 # under torchrun: weights, gradients, Adam spread over devices (FSDP2)
 
 
+@dataclass
+class Config(GRPOConfig):
+    """The knobs of 02 alone."""
+    method: Literal["srl", "sft"] = "srl"                       # SRL, or the baseline
+    sft_target: Literal["outline", "reasoning"] = "outline"     # the step | thoughts, then the step
+    epochs: int = 3                     # of SFT; the best by validation is kept (paper: 3)
+    sft_batch: int = 64                 # of SFT: examples in a batch (paper: 64)
+
+
 # --recipe paper: the paper's values beside the defaults, then ours; agents: the miniature's second world
 LARGE = {"model": "Qwen/Qwen2.5-7B-Instruct", "data": str(HERE / "runs/s1k"), "dtype": "bfloat16",
          "max_new_tokens": 2048, "max_rows": 512, "update_tokens": 16_000, "gradient_checkpointing": True}
@@ -98,10 +97,11 @@ PAPER = {"srl": {"prompts_per_batch": 512, "learning_rate": 5e-7, "decay": 0.0, 
                  "out": str(HERE / "runs/paper_srl"), "rollouts": 1_200_000, "eval_every": 10},
          "sft": {"learning_rate": 5e-6, **LARGE, "out": str(HERE / "runs/paper_sft")}}
 AGENTS = {"model": f"{HERE}/miniature/agents/base", "data": f"{HERE}/runs/agents/data", "max_new_tokens": 500}
-RECIPES = {"paper": PAPER, "miniature": {
-    "sft": {"out": str(HERE / "runs/sft_outline"), "learning_rate": 3e-3}}, "agents": {
-    "srl": {**AGENTS, "out": str(HERE / "runs/agents/srl")},
-    "sft": {**AGENTS, "out": str(HERE / "runs/agents/sft_outline"), "learning_rate": 3e-3}}}
+RECIPES = {
+    "paper": PAPER,
+    "miniature": {"sft": {"out": str(HERE / "runs/sft_outline"), "learning_rate": 3e-3}},
+    "agents": {"srl": {**AGENTS, "out": str(HERE / "runs/agents/srl")},
+               "sft": {**AGENTS, "out": str(HERE / "runs/agents/sft_outline"), "learning_rate": 3e-3}}}
 
 
 # 1. Prompt
@@ -133,11 +133,6 @@ def srl_prompt(example, system=None, user=None):
     if example.get("title"):                                        # 01_segment.py --title_hint
         user += f"\n\nThe title of the next step: {example['title']}"
     return [{"role": "system", "content": system}, {"role": "user", "content": user}, *context]
-
-
-def with_prompt_file(make_prompt, path):
-    """make_prompt with the messages of a file in place of ours; without a path, make_prompt itself."""
-    return partial(make_prompt, **read_prompt_file(path)) if path else make_prompt
 
 
 # 2. Reward
@@ -174,10 +169,10 @@ def similarity(action, expert_action, autojunk=False):
     return SequenceMatcher(None, action, expert_action, autojunk=autojunk).ratio()
 
 
-def srl_reward(completion, example, autojunk=False):
+def srl_reward(completion, example):
     """Similarity of the action to the expert's; -1 where the format is broken. The thoughts do not count."""
     parsed = parse_completion(completion, example["action"])
-    return -1.0 if parsed is None else similarity(parsed[1], example["action"], autojunk)
+    return -1.0 if parsed is None else similarity(parsed[1], example["action"])
 
 
 # 3. Episodes: G completions per prompt, and where a task has several turns, on until the answer
@@ -215,7 +210,7 @@ def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, c
         members, sizes = sum(contexts.values(), []), list(map(len, contexts.values()))
         texts = [prompt_text(tokenizer, json.loads(context)) for context in contexts]
         prompts, uniforms = encode_texts(tokenizer, texts), None
-        if temperature:                                             # the numbers that tokens are sampled with
+        if temperature:                                             # uniform random numbers for sampling
             streams = {i: random_stream(seeds[i], turn, (group_size, cfg.max_new_tokens)) for i, _ in active}
             for stream in streams.values() if last_greedy else ():
                 stream[-1] = -1
@@ -223,8 +218,9 @@ def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, c
         rollout = generate(policy, tokenizer, prompts, sizes if temperature else 1, temperature,
                            cfg.max_new_tokens, cfg.max_rows, uniforms, prefix_cache)
         active, context_of = [], [n for n, size in enumerate(sizes) for _ in range(size)]
-        for b, ((i, g), n) in enumerate(zip(members, context_of, strict=True)):
-            b = b if temperature else n                             # greedy: one completion for all members
+        # greedy: one completion for all members of a context
+        sampled = range(len(members)) if temperature else context_of
+        for (i, g), n, b in zip(members, context_of, sampled, strict=True):
             episode, text = groups[i][g], full_text(texts[n], rollout.texts[b])
             episode.turns.append(Turn(prompts[n], rollout.completions[b], rollout.logprobs[b], text))
             episode.finished = rollout.finished[b]
@@ -250,15 +246,16 @@ def score_episodes(policy, tokenizer, seeded, G, make_prompt, reward_fn, extend,
 def group_advantages(rewards, eps=1e-6):
     """rewards (P, G) -> advantages (P, G): (r - mean) / (std + eps) in each group (paper section 3)."""
     mean, std = rewards.mean(-1, keepdim=True), rewards.std(-1, correction=0, keepdim=True)  # population
-    return (rewards - mean) / (std + eps)
+    advantages = (rewards - mean) / (std + eps)
+    return advantages * (rewards.amax(-1) > rewards.amin(-1))[:, None]      # equal ones: 0, not a rounding
 
 
 # 5. Loss
 def grpo_loss(logprobs, old_logprobs, advantages, mask, clip_eps, loss_mean="completion"):
     """The clipped GRPO objective, negated (paper section 3): a mean over completions of token means.
 
-    logprobs, old_logprobs (B, T), advantages (B,), mask (B, T) -> scalar; no KL term. In the paper's mean
-    each of 500 tokens has a fortieth of the weight of each of 12; loss_mean "token" gives all the same.
+    logprobs, old_logprobs (B, T), advantages (B,), mask (B, T) -> scalar; no KL term. In the paper's mean a
+    token of 500 weighs a fortieth of a token of 12; with loss_mean "token" all tokens weigh the same.
     """
     assert mask.any(1).all(), "a completion without tokens"
     ratio = (logprobs - old_logprobs).exp()                         # (B, T)
@@ -278,7 +275,7 @@ def informative_groups(rewards, min_std):
 
 
 def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, kept_share=1.0, most=math.inf):
-    """A batch of at least P informative groups: prompts are sampled until it is full, `most` in all.
+    """A batch: prompts are sampled until P groups or more are informative, or `most` prompts are sampled.
 
     kept_share: the expected share of kept groups: one large rollout is faster than small ones. Returns a list
     of (episodes, rewards (G,), advantages (G,)) and stats over all samples, those of dropped groups too.
@@ -288,14 +285,15 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, kept
     most = min(most, cfg.max_tries * P)
     while len(groups) < P and len(rewards) < most:
         wanted = math.ceil((P - len(groups)) / max(kept_share, 1 / cfg.max_tries))
-        position, drawn = cursor.position, cursor.take(min(wanted, most - len(rewards)))
+        position = cursor.position
+        drawn = cursor.take(min(wanted, most - len(rewards)))
         seeded = [(f"{cfg.seed}, prompt {position + i}", example) for i, example in enumerate(drawn)]
         scored = score_episodes(policy, tokenizer, seeded, G, make_prompt, reward_fn, extend, cfg)
         r = torch.tensor([group_rewards for _, group_rewards in scored])        # (P of this round, G)
         advantages = group_advantages(r)
         for i in informative_groups(r, cfg.eps).nonzero()[:, 0].tolist():
             groups.append((scored[i][0], r[i], advantages[i]))
-        rewards += r
+        rewards.extend(r)
         episodes += [episode for group, _ in scored for episode in group]
         kept_share = len(groups) / len(rewards)
     r, seconds = torch.stack(rewards), time() - started             # (all P, G)
@@ -342,7 +340,9 @@ def update(policy, optimizer, turns, cfg, seed=0):
             loss.backward()
             difference = (logprobs.detach() - old)[mask]
             clipped = ((difference.exp() - 1).abs() > cfg.clip_eps).float().mean().item()
-            stats.update(loss=loss.item(), entropy=entropy.item() * weight, clipped=clipped * weight)
+            stats["loss"] += loss.item()
+            stats["entropy"] += entropy.item() * weight
+            stats["clipped"] += clipped * weight
             if m == 0:                                              # later minibatches have newer weights
                 stats["mismatch"] = max(stats["mismatch"], difference.abs().max().item())
         norms.append(optimizer.step(cfg.max_grad_norm))
@@ -440,8 +440,8 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
 
     Runs until cfg.rollouts completions have been sampled. Started again it continues, with the same result.
     """
-    run = Run(cfg, (examples, val_examples), make_prompt, (reward_fn, extend), cfg.rollouts, "rollout", SHOWN,
-              cfg.eval_every, log=[{"step": 0, "done": 0}], alarms=partial(alarms, cfg=cfg, score="reward"))
+    run = Run(cfg, (examples, val_examples), make_prompt, (train, reward_fn, extend), cfg.rollouts, "rollout",
+              SHOWN, cfg.eval_every, partial(alarms, cfg=cfg, score="reward"), [{"step": 0, "done": 0}])
     cursor = Cursor(examples, cfg.seed, run.cursor)
     with run.resumable():
         while True:
@@ -462,7 +462,8 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
                     turns += [(*turn[:3], advantage) for turn in episode.turns]
             if turns:
                 stats |= update(run.policy, run.optimizer, turns, cfg, f"{cfg.seed}, update {run.step}")
-            run.updated(stats, turns, sample_text(run.step + 1, stats.pop("samples")), cursor=cursor.position)
+            text = sample_text(run.step + 1, stats.pop("samples"))
+            run.updated(stats, turns, text, cursor=cursor.position)
 
 
 def main():
@@ -471,8 +472,7 @@ def main():
     examples, val_examples = read_examples(cfg)
     if cfg.method == "sft":
         return train_sft(cfg, examples, val_examples)
-    reward_fn = partial(srl_reward, autojunk=cfg.autojunk)
-    train(cfg, examples, val_examples, with_prompt_file(srl_prompt, cfg.prompt_file), reward_fn)
+    train(cfg, examples, val_examples, with_prompt_file(srl_prompt, cfg.prompt_file), srl_reward)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ srl = import_module("02_srl_train")  # import cannot spell a file name that begi
 
 
 @dataclass
-class Config(srl.Config):
+class Config(srl.GRPOConfig):
     """The knobs of 02 with other defaults, and how a problem is solved."""
     mode: Literal["stepwise", "single", "agent"] = "stepwise"   # a completion: a step | all (paper) | a call
     model: str = str(srl.HERE / "runs/srl/model")           # starting policy (paper: after SRL)
@@ -48,7 +48,7 @@ PAPER = {**srl.PAPER["srl"], "mode": "single", "model": str(srl.HERE / "runs/pap
 AGENTS = {**srl.AGENTS, "mode": "agent", "model": str(srl.HERE / "runs/agents/srl/model"),
           "out": str(srl.HERE / "runs/agents/srl_rlvr"), "prompts_per_batch": 8, "rollouts": 24_000,
           "max_turns": 12, "learning_rate": 3e-4, "loss_mean": "token"}
-RECIPES = {"paper": {"srl": PAPER}, "agents": {"srl": AGENTS}}
+RECIPES = {"paper": PAPER, "agents": AGENTS}
 CONTEXT_PAIRS = 2       # calls with observations in an agent's prompt, as 01_segment.py cuts them (paper: 2)
 
 
@@ -63,15 +63,20 @@ def solve_prompt(example, system=SOLVE_SYSTEM, user="{problem}"):
 
 
 # 2. Episode
+def solution_of(completion):
+    """What a completion has outside its thoughts, which may not be closed."""
+    return srl.action_of(completion).partition("<think>")[0].strip()
+
+
 def next_turn(example, completion):
     """The example with the new step added; None where the answer is boxed or there is no step."""
-    action = srl.action_of(completion).partition("<think>")[0].strip()      # thoughts may not be closed
+    action = solution_of(completion)
     if not action or "\\boxed" in action or last_boxed(action) is not None:
         return None
     return {**example, "partial": extend_solution(example["partial"], action)}
 
 
-def unsolved(examples):
+def problem_starts(examples):
     """One example for each problem, without any step; of an agent's problem with its repository and tests."""
     problems, fields = {}, ("id", "problem", "answer", "system", "files", "visible", "hidden")
     for e in examples:
@@ -81,7 +86,7 @@ def unsolved(examples):
     return list(problems.values())
 
 
-def begun(problems, examples, extend, steps_left):
+def expert_prefixes(problems, examples, extend, steps_left):
     """The problems after the expert's steps 1..k-1, for every k with at most steps_left steps left.
 
     One problem several times: reverse curriculum (R3), RLVR on prefixes. An agent's calls are executed.
@@ -99,8 +104,7 @@ def begun(problems, examples, extend, steps_left):
 # 3. Reward; 04 grades with the same functions
 def judge(completion, answer):
     """'right', 'wrong', 'unparsable' or 'no answer', of the last box after the last </think>."""
-    solution = srl.action_of(completion).partition("<think>")[0]        # thoughts may not be closed
-    boxed = (last_boxed(solution) or "").strip()
+    boxed = (last_boxed(solution_of(completion)) or "").strip()
     return compare(boxed, str(answer).strip()) if boxed else "no answer"
 
 
@@ -116,7 +120,7 @@ def rlvr_reward(completion, example):
 # 4. Agents: the episode, whose calls are executed on a repository {file name: text}, and the reward
 def next_call(example, completion):
     """The example after a call: files edited, call and observation in its context. None: it submits."""
-    action = srl.action_of(completion).partition("<think>")[0].strip()
+    action = solution_of(completion)
     name, arguments = parse_call(action) or ("", {})
     if name == "submit" and not arguments:
         return None
@@ -139,26 +143,17 @@ def judge_calls(turns, problem):
 
 def agent_reward(completion, example):
     """1 where the last call submits and the hidden tests pass, -1 where it is no call of a tool, else 0."""
-    name, _ = parse_call(srl.action_of(completion)) or ("", {})
+    name, _ = parse_call(solution_of(completion)) or ("", {})
     if name not in [*TOOLS]:            # a list, since JSON may give any type as the name
         return -1.0
     submitted = next_call(example, completion) is None
     return float(submitted and not sandbox.failed_tests(example["files"], example["hidden"]))
 
 
-def with_tests(problems, source=""):
-    """The problems. Raises InputError where one is no repository with tests, or the system has no sandbox."""
-    for p in problems:
-        if not (isinstance(p.get("files"), dict) and p.get("hidden") and "visible" in p):
-            raise InputError(f"{source}problem {p['id']}: no files, visible and hidden tests (--mode agent)")
-    sandbox.SANDBOX.running()
-    return problems
-
-
 MODES = {   # prompt, function that extends the context, reward, check of the problems
     "stepwise": (srl.srl_prompt, next_turn, rlvr_reward, with_answers),
     "single": (solve_prompt, None, rlvr_reward, with_answers),
-    "agent": (srl.srl_prompt, next_call, agent_reward, with_tests),
+    "agent": (srl.srl_prompt, next_call, agent_reward, sandbox.with_tests),
 }
 
 
@@ -169,9 +164,9 @@ def main():
     make_prompt, extend, reward, check = MODES[cfg.mode]
     names = ("id", "problem", "action", "k", "n") if cfg.steps_left else ("id", "problem")
     examples, val_examples = srl.read_examples(cfg, names)
-    problems, val_examples = check(unsolved(examples)), check(unsolved(val_examples))
+    problems, val_examples = check(problem_starts(examples)), check(problem_starts(val_examples))
     if cfg.steps_left:
-        problems = begun(problems, examples, extend, cfg.steps_left)
+        problems = expert_prefixes(problems, examples, extend, cfg.steps_left)
     srl.train(cfg, problems, val_examples, srl.with_prompt_file(make_prompt, cfg.prompt_file), reward, extend)
 
 

@@ -1,7 +1,7 @@
 """Stage 4: did it work, and how sure are we? Greedy, avg@k and pass@k with intervals, a table and a figure.
 
 Prompt, episode and grader are those of 03: what is reported is the reward that was trained on. Completions
-are stored, and used again where problem, prompt, weights and settings are the same; --regrade needs no model.
+are stored, and reused where problem, prompt, weights and settings are unchanged; --regrade needs no model.
 
 in:      any number of models; benchmarks: names, or files with problem and answer
 out:     runs/eval/NAME/BENCHMARK.jsonl (completions), results/latest/NAME.json (numbers for each problem),
@@ -69,7 +69,7 @@ class Config:
     k: int = 8                          # sampled attempts per problem, for avg@k and pass@k
     temperature: float = 1.0            # of the sampled attempts
     seed: int = 0                       # of the sampled attempts
-    limit: int | None = None            # only the first so many problems of a benchmark
+    limit: int | None = None            # only the first N problems of a benchmark
     prompt_file: str = ""               # a text in place of our prompt, as in 02 and 03
     max_new_tokens: int = srl.Config.max_new_tokens     # of one completion
     max_turns: int = 10                 # completions of an attempt: steps, or calls of an agent
@@ -83,7 +83,7 @@ class Config:
     train_seed: int = 0                 # of the models; stored with the results, by which they are paired
     solved: Path | None = None          # folder for NAME.jsonl: right attempts, as --data of 01_segment.py
     table: Path | None = None           # only make table, figure and report of this folder of results
-    ask: tuple[str, ...] | None = None  # only show how all models solve these problems; no value: typed ones
+    ask: tuple[str, ...] | None = None  # only show how all models solve these; no value: asks for problems
     report: Path | None = None          # only make report.html of this folder of a training run
     swebench: str = ""                  # only write patches for these instances: a file or the hub's data set
     repositories: Path = HERE / "runs/repositories"     # with --swebench: clones, each in owner__name
@@ -134,7 +134,7 @@ def load_benchmark(source, limit=None, mode="stepwise"):
         raise InputError(f"{source}: no such file, and no benchmark of the hub: {', '.join(HUB)}")
     problems = (read_problems(HUB[source], "test") if source in HUB else read_problems(source))[:limit]
     if mode == "agent":
-        return rlvr.with_tests(problems, f"{source}, ")
+        return rlvr.sandbox.with_tests(problems, f"{source}, ")
     if len(problems[0]) > 4 and not any(p["answer"] for p in problems):     # other columns than these four
         found = ", ".join(name for name in problems[0] if problems[0][name] != "")
         raise InputError(f"{source}: no answer in any problem, only {found}; name that column answer")
@@ -173,7 +173,7 @@ def judge_attempts(records):
 
 def grade_stored(path, records, again):
     """Of each record the verdicts; those of the same attempts, answer and grader are read from `path`."""
-    files = [HERE / "03_rlvr_train.py", *HERE.glob("engine/grader*.py"), *HERE.glob("engine/agents/*.py")]
+    files = [*HERE.glob("0[23]*.py"), *HERE.glob("engine/[gp]r*.py"), *HERE.glob("engine/agents/*.py")]
     grader = digest(metadata.version("math-verify"), *(file.read_text() for file in sorted(files)))
     made_of = [{"attempts": digest(r["greedy"], r["sampled"]), "answer": digest([r.get(n) for n in GRADED]),
                 "grader": grader} for r in records]
@@ -215,14 +215,15 @@ def evaluate(cfg, name, folder, benchmarks, settings, prompts):
     load = cache(partial(load_policy, folder, srl.Config.device, cfg.dtype, cfg.share_prompts))
     sample = partial(sample_attempts, cfg, load, provenance(HERE))
     size = math.ceil(cfg.max_rows * num_ranks() / cfg.k)            # problems in a decode batch
+    code = rlvr.MODES[cfg.mode][1], rlvr.solution_of, srl.action_of, rlvr.extend_solution, rlvr.execute
     solved, numbers, made_by = [], {}, []
     for benchmark, problems in tqdm(benchmarks.items(), desc=name, unit="benchmark", disable=rank() > 0):
         path = cfg.completions / name / f"{benchmark}.jsonl"
-        made_of = stored.made_of(folder, problems, prompts.get(benchmark), settings, rlvr.MODES[cfg.mode][1])
+        made_of = stored.made_of(folder, problems, prompts.get(benchmark), settings, code)
         records = stored_or_made(path, {"model": str(folder), **settings}, list(enumerate(problems)), made_of,
                                  sample, size)
-        today = [{name: problem[name] for name in GRADED if name in problem} for problem in problems]
-        records = [{**record, **part} for record, part in zip(records, today, strict=True)]
+        now = [{field: problem[field] for field in GRADED if field in problem} for problem in problems]
+        records = [{**record, **part} for record, part in zip(records, now, strict=True)]
         graded = grade_stored(path.with_suffix(".grades.jsonl"), records, cfg.regrade)
         numbers[benchmark] = {**grade(records, graded), "problems": report.problems_digest(problems, GRADED)}
         solved += solved_problems(problems, records, benchmark, graded)
@@ -266,10 +267,7 @@ def make_table(found):
     """(Markdown, {method: {column: summary}}, columns, k) of the results of read_results.
 
     k is the least of all rows: avg@k estimates the same with more samples, pass@k is estimated for this k.
-    Raises InputError where two runs of a method have the same training seed.
     """
-    for name, results in found.items():
-        stored.check_seeds(name, results)
     notes = dict.fromkeys(HUB, (HERE / "results/paper.md").read_text().strip())
     return tables.results_table(found, label, summary, paired_difference, COMPARISONS, notes)
 
@@ -356,7 +354,7 @@ def main():
         sources = DEFAULTS.get(cfg.mode, ("hard", "short", "long", "large"))
         if not (cfg.full or cfg.table):
             sources, cfg.limit = sources[:2], cfg.limit or 40
-            print(f"a first look: {cfg.limit} problems each of {' and '.join(sources)}; --full: all of all")
+            print(f"a first look: {cfg.limit} problems each of {' and '.join(sources)}; --full: all problems")
     benchmarks = {Path(source).stem: load_benchmark(source, cfg.limit, cfg.mode) for source in sources}
     if len(benchmarks) < len(sources):
         raise InputError(f"--benchmarks {' '.join(sources)}: two have the same name; rename one")

@@ -1,7 +1,7 @@
 """Chat templates and token ids: messages become the prompt that a model was trained on."""
 import json
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from .files import InputError, explain_read_errors
@@ -57,6 +57,11 @@ def read_prompt_file(path):
     if user and "{problem}" not in user[0]:
         raise InputError(f"{path}: no {{problem}} after the line ---; the user message needs the problem")
     return {"system": system.strip(), **({"user": user[0].strip("\n")} if user else {})}
+
+
+def with_prompt_file(make_prompt, path):
+    """make_prompt with the messages of a file in place of its own; without a path, make_prompt itself."""
+    return partial(make_prompt, **read_prompt_file(path)) if path else make_prompt
 
 
 @lru_cache(maxsize=8)

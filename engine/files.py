@@ -101,8 +101,8 @@ def read_jsonl(path, fields=(), types=None):
 def read_train_and_val(folder, fields, types):
     """The records of train.jsonl and val.jsonl, see read_jsonl; InputError where both have a problem id."""
     if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder; make it with python 01_segment.py --out {folder}, "
-                         "or give another with --data")
+        raise InputError(f"{folder}: no such folder; make it with python 01_segment.py --out {folder} and "
+                         "the flags that name your data, or give another with --data")
     train, val = (read_jsonl(Path(folder) / f"{part}.jsonl", fields, types) for part in ("train", "val"))
     both = {str(record["id"]) for record in train} & {str(record["id"]) for record in val}
     if both:

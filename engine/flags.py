@@ -25,15 +25,18 @@ def flag_value(name, default):
 def parse_flags(defaults, description, recipes=None):
     """The dataclass instance that the command line asks for, one flag for each field.
 
-    recipes: {recipe: {method: {name: value}}}, other defaults that --recipe (and --method) choose. Raises
-    InputError for numbers out of range.
+    recipes: {recipe: {name: value}}, other defaults that --recipe chooses; {recipe: {method: {name: value}}}
+    where there is a flag --method. Raises InputError for numbers out of range.
     """
     if recipes:
-        recipe, method = flag_value("recipe", defaults.recipe), flag_value("method", defaults.method)
+        recipe = flag_value("recipe", defaults.recipe)
         known = {defaults.recipe, *recipes}
         if recipe not in known:
             raise InputError(f"--recipe {recipe}: must be one of {', '.join(sorted(known))}")
-        defaults = replace(defaults, **recipes.get(recipe, {}).get(method, {}))
+        values = recipes.get(recipe, {})
+        if hasattr(defaults, "method"):
+            values = values.get(flag_value("method", defaults.method), {})
+        defaults = replace(defaults, **values)
     cfg = tyro.cli(type(defaults), default=defaults, description=description, use_underscores=True)
     wrong = []
     for name, value in vars(cfg).items():

@@ -1,5 +1,5 @@
 """Prefix caching between the turns of episodes: a prompt that begins with the last one reuses its keys and
-values. It makes rollouts of several turns 1.25 to 1.3 times as fast."""
+values."""
 import bisect
 
 import torch

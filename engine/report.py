@@ -5,7 +5,6 @@ import math
 import re
 from collections import namedtuple
 from contextlib import suppress
-from difflib import SequenceMatcher
 from pathlib import Path
 from statistics import fmean
 
@@ -13,9 +12,7 @@ from . import stored
 from .agents.sandbox import failed_tests
 from .agents.swebench import unified_patch
 from .files import InputError, explain_read_errors, parse_jsonl, write_text
-
-with suppress(ImportError):             # the same, compiled
-    from cydifflib import SequenceMatcher
+from .matcher import SequenceMatcher
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MOST_BYTES = 4_400_000      # of the problems in a page; with the rest of it under 5 MB

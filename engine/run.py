@@ -26,7 +26,7 @@ from .preflight import check_start
 from .stored import digest
 
 # flags that do not change what is learned
-FREE = ("continue_changed", "save_every", "report_to", "share_prompts", "shard")
+FREE = ("continue_changed", "save_every", "report_to", "share_prompts", "shard", "max_rows", "update_tokens")
 
 
 def peak_gb(device):
@@ -58,7 +58,8 @@ def make_tracker(cfg):
             return lambda line: [writer.add_scalar(*item, line["step"]) for item in numbers(line).items()]
         tracker = import_module(cfg.report_to)                      # trackio has the interface of wandb
         project = Path(__file__).parents[1].name
-        tracker.init(project=project, name=Path(cfg.out).name, config=asdict(cfg), resume="allow")
+        run_id = {"id": digest(asdict(cfg))} if cfg.report_to == "wandb" else {}    # else it does not resume
+        tracker.init(project=project, name=Path(cfg.out).name, config=asdict(cfg), resume="allow", **run_id)
         return lambda line: tracker.log(numbers(line), step=line["step"])
     except ImportError:
         raise InputError(f"--report_to {cfg.report_to}: not installed; pip install {cfg.report_to}") from None
@@ -262,11 +263,10 @@ class Run:
             self.save()
 
     def validated(self, metrics, **state):
-        """Add validation metrics to the last log line (or a new one), keep the model if it is the best so
-        far, save.
+        """Add validation metrics to the last log line (or a new one), keep the best model, save.
 
-        Best: the largest sum of both. The mean alone overlooks near copies; the exact share alone is chance
-        where wording differs, and no answer or almost none is ever equal.
+        Best is the largest sum: the mean alone overlooks near copies, the exact share alone is chance where
+        texts are worded freely and almost none is equal.
         """
         score = (metrics["val_exact"], metrics["val_reward"])
         better = sum(score) > sum(self.best)

@@ -35,17 +35,18 @@ def digest_files(model, *suffixes):
     return digest(found) if found else ""
 
 
-def made_of(model, problems, prompts, settings, extend):
+def made_of(model, problems, prompts, settings, code):
     """For each problem all that its attempts depend on, see stored_or_made.
 
-    prompts: None with --regrade, which loads no model. extend: what continues an attempt, or None.
+    prompts: None with --regrade, which loads no model. code: functions that continue an attempt, or None.
     """
     common, weights = {"settings": settings}, digest_files(model, ".safetensors", ".bin")
     if weights:                                         # --regrade needs none
         common["weights"] = weights
     if prompts:
         files = digest_files(model, ".json", ".jinja", ".model", ".txt")
-        common |= {"tokenizer or configuration": files, "code": digest(extend and inspect.getsource(extend))}
+        sources = [function and inspect.getsource(function) for function in code]
+        common |= {"tokenizer or configuration": files, "code": digest(sources)}
     records = []
     for number, problem in enumerate(problems):
         texts = [problem.get(name) for name in ("problem", "system", "context", "files", "visible")]

@@ -37,11 +37,11 @@ AGENTS = {**rlvr.AGENTS, "model": srl.AGENTS["model"], "out": str(srl.HERE / "ru
 
 
 def main():
-    cfg = parse_flags(Config(), __doc__.split("\n")[0], {"agents": {"srl": AGENTS}})
+    cfg = parse_flags(Config(), __doc__.split("\n")[0], {"agents": AGENTS})
     make_prompt, extend, reward, check = rlvr.MODES[cfg.mode]
     make_prompt = srl.with_prompt_file(make_prompt, cfg.prompt_file)
     parts = srl.read_examples(cfg)
-    problems = [check(rlvr.unsolved(part)) for part in parts]       # training, validation
+    problems = [check(rlvr.problem_starts(part)) for part in parts]       # training, validation
     rounds = [*range(1, max(e["n"] for e in parts[0])), None]
     model, log, done = cfg.model, [], 0
     for n, steps_left in enumerate(rounds, 1):
@@ -50,7 +50,7 @@ def main():
                        rollouts=cfg.rollouts // len(rounds))
         starts = problems
         if steps_left:
-            starts = [rlvr.begun(p, e, extend, steps_left) for p, e in zip(problems, parts, strict=True)]
+            starts = [rlvr.expert_prefixes(p, e, extend, steps_left) for p, e in zip(problems, parts, strict=True)]
             part = replace(part, val_samples=1, eval_every=cfg.rollouts)     # at the start and the end
         srl.train(part, *starts, make_prompt, reward, extend)
         model, lines = str(out / "model"), read_jsonl(out / "log.jsonl")

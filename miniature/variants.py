@@ -143,7 +143,7 @@ def whole_problems(examples):
     """One example for each problem, without any step; its action is the expert's whole solution."""
     ordered = sorted(examples, key=lambda e: e["k"])
     whole = {e["id"]: extend_solution(e["partial"], e["action"]) for e in ordered}   # the last step's stays
-    return [{**problem, "action": whole[problem["id"]]} for problem in rlvr.unsolved(examples)]
+    return [{**problem, "action": whole[problem["id"]]} for problem in rlvr.problem_starts(examples)]
 
 
 def train_whole(cfg, examples, val_examples, make_prompt, reward_fn):

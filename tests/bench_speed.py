@@ -153,7 +153,7 @@ def turns(model):
     rlvr, common_prefix_length = import_module("03_rlvr_train"), logprobs.common_prefix_length
     policy, tokenizer, examples = miniature(400, model)
     cfg = srl.Config(device="cpu", learning_rate=1e-12)
-    optimizer, problems, times = make_optimizer(policy, cfg), rlvr.unsolved(examples)[:24], {}
+    optimizer, problems, times = make_optimizer(policy, cfg), rlvr.problem_starts(examples)[:24], {}
 
     def rollout():
         return srl.run_episodes(policy, tokenizer, problems, 8, srl.srl_prompt, rlvr.next_turn, cfg, seeds=list(range(len(problems))))

@@ -30,7 +30,7 @@ def train(out, kind="srl", shard=False):
     elif kind == "rlvr":                # episodes of two turns; the base solves nothing, so the reward is a coin that depends on the text
         cfg = replace(cfg, max_turns=2, minibatches=2, learning_rate=rlvr.Config.learning_rate)
         coin = lambda text, example: float(sum(text.encode()) % 2)  # noqa: E731
-        srl.train(cfg, rlvr.unsolved(examples), rlvr.unsolved(val), srl.srl_prompt, coin, rlvr.next_turn)
+        srl.train(cfg, rlvr.problem_starts(examples), rlvr.problem_starts(val), srl.srl_prompt, coin, rlvr.next_turn)
     else:
         srl.train(cfg, examples, val, srl.srl_prompt, srl.srl_reward)
 

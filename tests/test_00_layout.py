@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 ENGINE = """run alarms preflight policy rollout kv_cache logprobs prefix_cache attention plain optimizer chat report stored distributed agents/trajectories
-    agents/tools agents/sandbox agents/sandbox_process agents/swebench grader grader_process problems rewriter tables process flags files""".split()
+    agents/tools agents/sandbox agents/sandbox_process agents/swebench grader grader_process problems rewriter tables matcher process flags files""".split()
 SCRIPTS = {"01_segment.py": 330, "02_srl_train.py": 480, "03_rlvr_train.py": 180, "04_eval.py": 380}       # lines at most
 FILES = [*SCRIPTS, *(f"engine/{name}.py" for name in ENGINE)]
 HAVE_STEPS = ("kv_cache", "attention", "optimizer", "run")      # of the decode loop; of the optimizer

@@ -23,9 +23,9 @@ def test_the_papers_recipe_is_one_flag_that_other_flags_override(srl, rlvr, monk
     def config(script, *flags):
         monkeypatch.setattr("sys.argv", ["x", "--recipe", "paper", *flags])
         return parse_flags(script.Config(), "x", script.RECIPES)
-    cfg = config(srl, "--learning_rate", "1e-6", "--autojunk")
+    cfg = config(srl, "--learning_rate", "1e-6")
     assert (cfg.prompts_per_batch, cfg.group_size, cfg.temperature, cfg.max_grad_norm, cfg.dtype, cfg.decay) == (512, 8, 1.0, 1.0, "bfloat16", 0.0)
-    assert cfg.learning_rate == 1e-6 and cfg.autojunk is True
+    assert cfg.learning_rate == 1e-6
     cfg = config(srl, "--method", "sft")
     assert (cfg.sft_batch, cfg.epochs, cfg.learning_rate) == (64, 3, 5e-6)
     cfg = config(rlvr)
@@ -203,6 +203,8 @@ def test_padding_changes_neither_loss_nor_gradient(srl):
 def test_a_group_without_a_population_std_above_the_limit_is_dropped_and_equal_rewards_have_no_advantage(srl):
     rewards = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.0, 1.0, 0.0, 1.0]])     # population std 0 and 0.5, sample std 0 and 0.577
     assert srl.group_advantages(rewards)[0].tolist() == [0, 0, 0, 0]
+    equal = (torch.arange(1, 1000) / 1000)[:, None].expand(-1, 8)               # the mean of 8 equal floats is not always that float
+    assert srl.group_advantages(equal).eq(0).all() and ((equal.mean(-1) - equal[:, 0]) != 0).any()
     for min_std, kept in ((0.55, False), (0.5, False), (0.49, True), (0.01, True)):
         assert srl.informative_groups(rewards, min_std).tolist() == [False, kept]
 

@@ -46,7 +46,7 @@ def test_the_reward_of_training_is_the_grade_of_evaluation(rlvr, evaluate):
 
 
 def test_an_episode_begins_without_any_step_a_turn_adds_its_own_and_an_answer_ends_it(rlvr, example):
-    assert rlvr.unsolved([example, {**example, "k": 3}]) == [{"id": "p", "problem": example["problem"], "partial": "", "answer": "5"}]
+    assert rlvr.problem_starts([example, {**example, "k": 3}]) == [{"id": "p", "problem": example["problem"], "partial": "", "answer": "5"}]
     following = rlvr.next_turn(example, "<think>hm</think>\n2. **Divide both sides by 3** x = 5")
     assert following["partial"] == example["partial"] + "2. **Divide both sides by 3** x = 5\n"      # thoughts are dropped
     assert rlvr.next_turn(following, "<think>done</think>\n3. **State the answer** \\boxed{5}") is None
@@ -91,7 +91,7 @@ def test_the_reward_is_that_the_hidden_tests_pass_on_what_was_submitted(rlvr, ta
     (fixed,) = after(rlvr, task, fix)
     assert [rlvr.agent_reward(f"<think>done</think>\n{submit}", e) for e in (task, fixed)] == [0.0, 1.0]
     assert rlvr.agent_reward("<think>done</think>\n" + agents.call_text("run_tests"), fixed) == 0.0                  # never submitted
-    assert rlvr.agent_reward("<think>and so on", fixed) == rlvr.agent_reward("<think>done</think>\nls", fixed) == -1.0    # no call of a tool
+    assert rlvr.agent_reward(f"<think>maybe {fix}", fixed) == rlvr.agent_reward("<think>and so on", fixed) == rlvr.agent_reward("<think>done</think>\nls", fixed) == -1.0    # no call of a tool
     (special,) = after(rlvr, task, agents.call_text("edit", path="shop.py", line=2, text="    c = b + 3"))       # right in the visible test alone
     assert sandbox.failed_tests(special["files"], task["visible"]) == [] and rlvr.agent_reward(submit, special) == 0.0
     (broken,) = after(rlvr, fixed, agents.call_text("edit", path="bank.py", line=2, text="    return y - x"))  # another function is tested as well
@@ -106,7 +106,7 @@ def test_the_context_of_an_episode_is_that_of_the_examples_which_segmentation_ma
     for e in examples:
         assert e["context"] == example["context"] and e["problem"] == task["problem"]
         example = rlvr.next_call(example, e["action"]) or example
-    (start,) = rlvr.unsolved(examples)
+    (start,) = rlvr.problem_starts(examples)
     assert start["context"] == [] and rlvr.judge_calls(agents.expert_calls(task), start) == ("right", 0)
 
 

@@ -229,7 +229,7 @@ def test_a_bos_in_the_text_is_no_second_one(byte_tokenizer, template):
     *(json.loads(line)["solution"] for line in (S1K.read_text().splitlines() if S1K.exists() else ()))])
 def test_the_context_of_an_episode_is_that_of_training(segment, rlvr, solution):
     examples, _ = segment.segment([{"id": "1", "problem": "P", "answer": "3", "solution": solution}])[:2]
-    episode = rlvr.unsolved(examples[::-1])[0] if examples else None
+    episode = rlvr.problem_starts(examples[::-1])[0] if examples else None
     for e in examples:
         assert episode["partial"] == e["partial"]
         following = rlvr.next_turn(episode, f"<think>t</think>\n{e['action']}")

@@ -301,7 +301,7 @@ def test_a_tracker_gets_the_numbers_of_every_line_and_a_missing_one_is_named(srl
     wandb = SimpleNamespace(init=lambda **settings: sent.append(settings), log=lambda numbers, step: sent.append((step, numbers)))
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     log = train(srl.srl_reward, report_to="wandb", eval_every=3)
-    assert sent[0]["project"] == ROOT.name and sent[0]["config"]["report_to"] == "wandb" and len(log) > 1
+    assert sent[0]["project"] == ROOT.name and sent[0]["id"] and sent[0]["config"]["report_to"] == "wandb" and len(log) > 1
     assert sent[1:] == [(line["step"], {k: v for k, v in line.items() if isinstance(v, (int, float))}) for line in log]
     for name, package in (("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")):
         monkeypatch.setitem(sys.modules, package, None)

@@ -351,4 +351,4 @@ def test_one_traj_needs_no_flag(segment, tmp_path, monkeypatch, capsys):
     (tmp_path / "one.traj").write_text(json.dumps({"history": trajectory(LOOK, SUBMIT)["messages"]}))
     monkeypatch.setattr(sys, "argv", ["01_segment.py", "--trajectories", "--data", f"{tmp_path}/one.traj", "--out", f"{tmp_path}/out"])
     segment.main()
-    assert len(read_jsonl(tmp_path / "out/train.jsonl")) == 2 and "0 of 1 problems are held out" in capsys.readouterr().out
+    assert len(read_jsonl(tmp_path / "out/train.jsonl")) == 2 and " of 0 problems in val.jsonl" in capsys.readouterr().out

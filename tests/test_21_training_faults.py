@@ -11,7 +11,7 @@
 | targets beyond the model | SFT on prompt + target longer than positions or window | sft_targets_beyond_the_positions.. |
 | RoPE that depends on the length | dynamic and longrope beyond the original length | rope_that_depends_on_the_length.. |
 | edges of the sampler | u = 0 sampled probability 0, the end of the sum was clamped to the last id | no_uniform_number_draws.. |
-| best model by chance | 2 equal steps of 360 outweighed a better mean in a world where wording differs: 9.6 % of *hard*, not 45 | the_best_model_is_not_chosen_by_chance.. |
+| best model by chance | with free wording, 2 equal steps of 360 outweighed a better mean: 9.6 % of *hard* | the_best_model_is_not_chosen_by_chance.. |
 | rounding of the std | --eps 0 kept groups of equal rewards | groups_of_equal_rewards_are_dropped.. |
 """
 import json
@@ -78,6 +78,8 @@ def test_a_run_continues_with_the_same_data_weights_prompt_and_code_only(srl, ta
                          ("code", examples, examples[:4], srl.srl_prompt, srl.srl_reward)):
         with pytest.raises(InputError, match=f"other {other}"):
             srl.train(cfg, *args)
+    both = (examples, examples), srl.srl_prompt                 # the loop is 02's also where the reward is 03's: an edit there is another run
+    assert engine_run.identity_of(cfg, *both, (srl.train, reward)) != engine_run.identity_of(cfg, *both, (reward,))
     policy, tokenizer = load_policy(cfg.model)
     policy.model.norm.weight.data[3] += 1e-3
     save_model(policy, tokenizer, cfg.model)

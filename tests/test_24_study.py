@@ -26,11 +26,11 @@ def examples(segment):
 
 # Where an episode begins
 def test_with_steps_left_episodes_begin_after_every_first_part_of_the_experts_solution_that_leaves_so_many(rlvr, examples):
-    problems = rlvr.unsolved(examples)
+    problems = rlvr.problem_starts(examples)
     partials = ["", STEPS[0] + "\n", STEPS[0] + "\n" + STEPS[1] + "\n"]
     assert [e["partial"] for e in examples[:3]] == partials
     for steps_left, expected in ((1, partials[2:]), (2, partials[1:]), (3, partials), (99, partials)):
-        starts = rlvr.begun(problems, examples[::-1], rlvr.next_turn, steps_left)
+        starts = rlvr.expert_prefixes(problems, examples[::-1], rlvr.next_turn, steps_left)
         for name in ("a", "b"):
             assert [s["partial"] for s in starts if s["id"] == name] == expected, steps_left
     assert all(start == {**problems[0], "id": start["id"], "partial": start["partial"]} for start in starts)        # "answer" too, no "action"
@@ -38,7 +38,7 @@ def test_with_steps_left_episodes_begin_after_every_first_part_of_the_experts_so
 
 def test_no_episode_begins_after_a_box_or_in_a_problem_without_an_answer(rlvr, examples):
     boxed = [{**e, "action": e["action"] + " \\boxed{5}"} if e["k"] == 2 else e for e in examples]
-    starts = rlvr.begun(rlvr.unsolved(examples)[:1], boxed, rlvr.next_turn, 99)
+    starts = rlvr.expert_prefixes(rlvr.problem_starts(examples)[:1], boxed, rlvr.next_turn, 99)
     assert [(s["id"], s["partial"].count("\n")) for s in starts] == [("a", 0), ("a", 1)]
 
 
@@ -51,7 +51,7 @@ def test_an_agents_episode_begins_in_the_repository_that_the_experts_calls_have_
     for call in calls:
         messages += [{"role": "assistant", "content": call}, {"role": "user", "content": "seen"}]
     made = segment.trajectory_examples({**task, "messages": messages, "resolved": True})
-    starts = rlvr.begun(rlvr.unsolved(made), made, rlvr.next_call, 2)
+    starts = rlvr.expert_prefixes(rlvr.problem_starts(made), made, rlvr.next_call, 2)
     assert ["a + b" in s["files"]["shop.py"] for s in starts] == [False, True] and [len(s["context"]) for s in starts] == [2, 4]
     assert starts[1]["context"][-1]["content"] == "edited" and "a * b" in made[0]["files"]["shop.py"]              # the data are not changed
 
@@ -241,7 +241,8 @@ def test_a_study_of_fewer_problems_has_the_same_validation_problems(examples, tm
 def test_the_table_of_the_study_pairs_every_variant_with_srl_on_the_same_problems_and_seeds(tmp_path, monkeypatch):
     def write(folder, name, seed, right):
         part = {"greedy": [0, 0], "right": right, "k": 8}
-        text = json.dumps({"model": name, "train_seed": seed, "command": "c", "seconds_training": 60, "seconds_evaluation": 30, "benchmarks": {"validation": {**part, "right": [0, 8]}, "hard": part}})
+        text = json.dumps({"model": name, "train_seed": seed, "command": "c", "seconds_training": 60, "seconds_evaluation": 30,
+                           "benchmarks": {"validation": {**part, "right": [0, 8]}, "hard": part}})
         (folder / f"seed{seed}").mkdir(parents=True, exist_ok=True)
         (folder / f"seed{seed}/{name}.json").write_text(text)
         write_jsonl(folder / f"seed{seed}/{name}.log.jsonl", [{"done": 0, "val_exact": 0.1}, {"done": 96, "val_exact": 0.5 + seed / 10}])

@@ -52,3 +52,12 @@ def failed_tests(files, tests):
         call = f"{function}({', '.join(map(repr, arguments))})"
         sentences.append(f"{call} {result} but should return {expected!r}.")
     return sentences
+
+
+def with_tests(problems, source=""):
+    """The problems. Raises InputError where one is no repository with tests, or the system has no sandbox."""
+    for p in problems:
+        if not (isinstance(p.get("files"), dict) and p.get("hidden") and "visible" in p):
+            raise InputError(f"{source}problem {p['id']}: no files, visible and hidden tests (--mode agent)")
+    SANDBOX.running()
+    return problems
