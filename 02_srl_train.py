@@ -24,15 +24,14 @@ from typing import Literal, NamedTuple
 import torch
 
 from engine.alarms import alarms
-from engine.chat import encode_target, encode_texts, eos_id, fill, full_text, prompt_text, with_prompt_file
+from engine.chat import encode_target, encode_texts, eos_ids, fill, full_text, prompt_text, with_prompt_file
 from engine.distributed import gather, join_ranks, on_all_ranks
 from engine.files import InputError, read_train_and_val, run_main, shorten
 from engine.flags import parse_flags
 from engine.logprobs import micro_batches, num_tokens, token_logprobs, update_cost
 from engine.matcher import SequenceMatcher
 from engine.prefix_cache import PrefixCache
-from engine.preflight import check_lengths
-from engine.rollout import generate, random_stream
+from engine.rollout import check_lengths, generate, random_stream
 from engine.run import Cursor, Run
 
 HERE = Path(__file__).parent
@@ -368,7 +367,7 @@ def sft_turn(policy, tokenizer, example, make_prompt, kind):
     """(prompt ids, target ids) of an example; EOS is part of the target."""
     prompt = prompt_text(tokenizer, make_prompt(example))
     target = encode_target(tokenizer, prompt, sft_target(example, kind))
-    return encode_texts(tokenizer, [prompt])[0], [*target, eos_id(policy, tokenizer)]
+    return encode_texts(tokenizer, [prompt])[0], [*target, eos_ids(policy, tokenizer)[0]]
 
 
 def sft_loss(policy, turns, cfg):
@@ -394,7 +393,7 @@ def train_sft(cfg, examples, val_examples):
     total, warmup = cfg.epochs * num, 0.3 * cfg.epochs * num        # batches
     run = Run(cfg, (examples, val_examples), make_prompt, (sft_target,), total, "batch", SHOWN, num)
     turns = [sft_turn(run.policy, run.tokenizer, e, make_prompt, cfg.sft_target) for e in examples]
-    check_lengths(cfg, run.policy.config, max(len(prompt) + len(target) for prompt, target in turns))
+    check_lengths(run.policy, max(len(prompt) + len(target) for prompt, target in turns))
     rng = random.Random(cfg.seed)
     order = [rng.sample(turns, len(turns)) for _ in range(cfg.epochs)]
     with run.resumable():

@@ -101,14 +101,6 @@ def holds(text, message):
     return visible(content) in text or visible(json.dumps(content, ensure_ascii=False)[1:-1]) in text
 
 
-def render(tokenizer, messages):
-    """What the chat template writes, up to thoughts that it closes itself: the policy writes its own."""
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    closed = CLOSED_THOUGHTS.search(text)
-    # unless the message itself ends so
-    return text[:closed.start()] if closed and holds(text[:closed.start()], messages[-1]) else text
-
-
 def prompt_text(tokenizer, messages):
     """A prompt as the model's own chat template writes it, with the generation prompt at its end.
 
@@ -127,10 +119,12 @@ def prompt_text(tokenizer, messages):
         attempts.append([{**user, "content": content}, *rest])
     for attempt in attempts:
         try:
-            text = render(tokenizer, attempt)
+            text = tokenizer.apply_chat_template(attempt, add_generation_prompt=True, tokenize=False)
         except TemplateError as error:
             why = f"fails ({error})"
             continue
+        opened = CLOSED_THOUGHTS.sub("", text)          # the policy writes its own thoughts
+        text = opened if holds(opened, attempt[-1]) else text       # unless the message itself ends so
         why = "drops the instructions or the problem"
         if on_purpose or all(holds(text, m) for m in attempt[:2] if m["role"] != "assistant"):
             return Prompt(text)
@@ -151,9 +145,7 @@ def token_ids(tokenizer, parts, add_special_tokens):
 def encode_texts(tokenizer, texts):
     """Token ids of each prompt_text."""
     add = not tokenizer.chat_template       # a template writes a BOS itself
-    ids = tokenizer(texts, add_special_tokens=add)["input_ids"] if texts else []
-    return [token_ids(tokenizer, text.parts, add) if len(getattr(text, "parts", ())) > 1 else plain
-            for text, plain in zip(texts, ids, strict=True)]
+    return [token_ids(tokenizer, getattr(text, "parts", [text]), add) for text in texts]
 
 
 def encode_target(tokenizer, prompt, text):
@@ -192,9 +184,4 @@ def eos_ids(policy, tokenizer):
     ids = sorted({tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None})
     if not ids:
         raise InputError("no EOS token in tokenizer or generation config: no completion ends; set eos_token")
-    return ids
-
-
-def eos_id(policy, tokenizer):
-    """The id that ends a training target."""
-    return eos_ids(policy, tokenizer)[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    return sorted(ids, key=lambda id: id != tokenizer.eos_token_id)

@@ -179,11 +179,9 @@ def atomic_write(path):
 
 def remove(path):
     """Delete a file or a folder, if it exists and may be deleted."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)                         # no effect on a file
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path, text):

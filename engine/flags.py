@@ -1,7 +1,7 @@
 """Flags: a dataclass becomes a command line; the comment beside each field is its help text."""
+import argparse
 import gc
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,9 @@ ZERO_ALLOWED = ("seed", "train_seed", "lora_rank", "decay", "eps", "clip_eps", "
 
 def flag_value(name, default):
     """The value of a flag on the command line, before all flags are parsed; else `default`."""
-    for i, word in enumerate(sys.argv):
-        flag, equals, value = word.partition("=")
-        if flag.replace("-", "_") == f"__{name}":
-            return value if equals else next(iter(sys.argv[i + 1:]), default)
-    return default
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", default=default)
+    return getattr(parser.parse_known_args()[0], name)
 
 
 def parse_flags(defaults, description, recipes=None):

@@ -10,6 +10,8 @@ from .distributed import gather, is_sharded, num_ranks, rank
 from .plain import left_pad, token_logprobs_plain
 from .prefix_cache import common_prefix_length
 
+HEAD_NUMBERS = 1 << 26      # logits that are in memory at a time
+
 
 def pack_prefix_tree(prompts, capacity):
     """N prompts (lists of ids) packed in R rows of at most `capacity` tokens, a shared prefix once: a tree.
@@ -64,14 +66,14 @@ def chunk_logprobs(hidden, weight, bias, targets, temperature):
     return logprobs.gather(-1, targets[:, None])[:, 0], entropy
 
 
-def head_logprobs(policy, hidden, targets, temperature, head_numbers):
+def head_logprobs(policy, hidden, targets, temperature):
     """(log-probability, entropy) of M targets, both (M,), from hidden (M, D).
 
-    The logits are computed in chunks of head_numbers, and again for the gradient unless V is tiny: no tensor
+    The logits are computed in chunks of HEAD_NUMBERS, and again for the gradient unless V is tiny: no tensor
     of M x V numbers is kept.
     """
     head = policy.get_output_embeddings()
-    size = max(1, head_numbers // len(head.weight))
+    size = max(1, HEAD_NUMBERS // len(head.weight))
     checkpoint = partial(torch.utils.checkpoint.checkpoint, chunk_logprobs, use_reentrant=False)
     compute = chunk_logprobs if len(head.weight) <= 1000 else checkpoint
     parts = zip(hidden.split(size), targets.split(size), strict=True)
@@ -122,12 +124,11 @@ def passes(completions, pass_tokens):
     yield part
 
 
-def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
+def token_logprobs(policy, groups, temperature=1.0):
     """Log-probabilities (B, T) of the completions' tokens, a bool mask (B, T) and the mean entropy.
 
     groups: list of (prompt ids, list of completions' ids), B completions in all. One pass over the prompts,
     then passes over distinct completions of similar length, which attend to their prompt's keys and values.
-    head_numbers: logits that are in memory at a time.
     """
     if not shares_prompts(policy):
         return token_logprobs_plain(policy, groups, temperature)
@@ -149,7 +150,7 @@ def token_logprobs(policy, groups, temperature=1.0, head_numbers=1 << 26):
         ids = torch.tensor([completions[b] + [0] * (L - len(completions[b])) for b in part], device=device)
         hidden = hidden_states(policy, prompts, group[part], ids)
         inside = torch.arange(L, device=device) < lengths[part, None]  # EOS is trained, padding is not
-        values = head_logprobs(policy, hidden[inside], ids[inside], temperature, head_numbers)
+        values = head_logprobs(policy, hidden[inside], ids[inside], temperature)
         for stored, flat in zip((logprobs, entropies), values, strict=True):
             for b, row in zip(part, flat.split(lengths[part].tolist()), strict=True):
                 stored[b] = row

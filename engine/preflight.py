@@ -88,12 +88,6 @@ def memory_problems(cfg, model):
     return problems
 
 
-def check_lengths(cfg, config, tokens):
-    """Raises InputError where the longest training sequence has more tokens than the model computes right."""
-    if problems := length_problems(config, cfg.model, tokens, cfg.share_prompts):
-        raise InputError(problems[0])
-
-
 def check_start(cfg, examples, make_prompt):
     """Check all that a run needs. Raises InputError with every problem and its fix."""
     problems = flag_problems(cfg)

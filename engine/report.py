@@ -47,14 +47,11 @@ def read_curves(path, fields):
         for line in log:
             if line.get("sampled"):
                 line["kept"] /= line["sampled"]
-        curves = {field: thinned([[n / max(len(log) - 1, 1), line[field]] for n, line in enumerate(log)
-                                  if is_number(line.get(field))]) for field in fields}
+        curves = {field: thinned([[n / max(len(log) - 1, 1), value] for n, line in enumerate(log)
+                                  if (value := line.get(field)) is not None and math.isfinite(value)])
+                  for field in fields}
         length = f"{log[-1]['done']:,} completions" if "done" in log[-1] else f"{len(log)} validations"
     return {"curves": {field: points for field, points in curves.items() if points}, "length": length}
-
-
-def is_number(value):
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def thinned(points):

@@ -48,6 +48,12 @@ def length_problems(config, model, tokens, share_prompts):
     return [f"the {tokens} tokens of the longest prompt and answer {why} {model}; {fix}" for why in problems]
 
 
+def check_lengths(policy, tokens):
+    """Raises InputError where the policy does not compute sequences of so many tokens right."""
+    if problems := length_problems(policy.config, policy.config.name_or_path, tokens, shares_prompts(policy)):
+        raise InputError(problems[0])
+
+
 def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):
     """How many completions fit half of the free bytes, with their part of a prompt and a token's logits."""
     config = policy.config.get_text_config()
@@ -71,15 +77,6 @@ def free_bytes(device):
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def admit(waiting, sizes, free_rows):
-    """Take prompts off the list `waiting` while their completions fit the free rows; at least one."""
-    admitted = []
-    while waiting and (not admitted or sizes[waiting[-1]] <= free_rows):
-        admitted.append(waiting.pop())
-        free_rows -= sizes[admitted[-1]]
-    return admitted
-
-
 def decode_batch(policy, eos, prompts, sizes, uniforms, temperature, max_rows, prefix_cache=None):
     """sizes[i] completions of prompts[i] -> tokens, log-probabilities (B, T) and lengths (B,) with EOS.
 
@@ -97,7 +94,10 @@ def decode_batch(policy, eos, prompts, sizes, uniforms, temperature, max_rows, p
     logits = None  # (R, V), the next token of each row
     while waiting or len(active):
         if waiting and len(active) <= 0.8 * max_rows:
-            admitted = admit(waiting, sizes, max_rows - len(active))
+            admitted, free_rows = [], max_rows - len(active)
+            while waiting and (not admitted or sizes[waiting[-1]] <= free_rows):
+                admitted.append(waiting.pop())
+                free_rows -= sizes[admitted[-1]]
             rows, width = len(cache.length), torch.tensor([sizes[i] for i in admitted], device=device)
             open_rows = width if cache.on_gpu else torch.ones_like(width)   # see SharedPromptCache.decode
             new = cache.prefill([prompts[i] for i in admitted], open_rows)
@@ -126,9 +126,7 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
     depend on its batch; -1 takes the most probable token. temperature 0: greedy. max_rows: completions at a
     time, fewer where memory is short. Raises InputError where the model's positions or window are too few.
     """
-    tokens = max(map(len, prompts), default=0) + max_new_tokens
-    if problems := length_problems(policy.config, policy.config.name_or_path, tokens, shares_prompts(policy)):
-        raise InputError(problems[0])
+    check_lengths(policy, max(map(len, prompts), default=0) + max_new_tokens)
     sizes = [group_size] * len(prompts) if isinstance(group_size, int) else group_size
     device, eos = policy.device, torch.tensor(eos_ids(policy, tokenizer), device=policy.device)
     max_rows = min(max_rows, rows_that_fit(policy, prompts, sizes, max_new_tokens, free_bytes(device)))

@@ -1,7 +1,6 @@
 """A training run: progress bar, log, trackers, best model by validation, checkpoints, exact resume after any
 interruption."""
 import ast
-import hashlib
 import inspect
 import math
 import os
@@ -23,7 +22,7 @@ from .files import InputError, atomic_write, explain_write_errors, first_line, w
 from .optimizer import make_optimizer
 from .policy import load_policy, save_model
 from .preflight import check_start
-from .stored import digest
+from .stored import digest, digest_files
 
 # flags that do not change what is learned
 FREE = ("continue_changed", "save_every", "report_to", "share_prompts", "shard", "max_rows", "update_tokens")
@@ -65,16 +64,6 @@ def make_tracker(cfg):
         raise InputError(f"--report_to {cfg.report_to}: not installed; pip install {cfg.report_to}") from None
 
 
-def fingerprint(path, parts=64, size=1 << 16):
-    """A digest of a file, of all of it up to parts * size bytes, else of so many spread over it."""
-    total, found = path.stat().st_size, hashlib.sha256()
-    with open(path, "rb") as file:
-        for begin in range(0, total, max(size, total // parts)):
-            file.seek(begin)
-            found.update(file.read(size))
-    return f"{total} {found.hexdigest()}"
-
-
 def identity_of(cfg, data, make_prompt, functions):
     """{what a run is made of beside its flags: its digest}; a run continues with the same only.
 
@@ -83,9 +72,9 @@ def identity_of(cfg, data, make_prompt, functions):
     modules = {inspect.getmodule(getattr(f, "func", f)) for f in functions if f}
     sources = [inspect.getsource(module) for module in modules if getattr(module, "__file__", None)]
     sources = sorted(ast.unparse(ast.parse(source)) for source in sources)
-    weights = [fingerprint(path) for path in sorted(Path(cfg.model).glob("*.safetensors"))]
+    weights = digest_files(cfg.model, ".safetensors") if Path(cfg.model).is_dir() else ""
     return {"data": digest(*data), "prompt": digest(make_prompt(data[0][0])), "code": digest(sources),
-            "weights of --model": digest(weights)}
+            "weights of --model": weights}
 
 
 def load_checkpoint(out, cfg, identity):
@@ -116,17 +105,15 @@ class Cursor:
     """Walks through examples in a new random order every epoch; its position is one number."""
 
     def __init__(self, examples, seed, position=0):
-        self.examples, self.seed, self.position, self.epoch = examples, seed, position, None
+        self.examples, self.seed, self.position = examples, seed, position
 
     def take(self, n):
         taken = []
-        for _ in range(n):
-            epoch, i = divmod(self.position, len(self.examples))
-            if epoch != self.epoch:
-                rng, indices = random.Random(f"{self.seed}-{epoch}"), range(len(self.examples))
-                self.epoch, self.order = epoch, rng.sample(indices, len(indices))
-            taken.append(self.examples[self.order[i]])
-            self.position += 1
+        while len(taken) < n:
+            epoch, i = divmod(self.position + len(taken), len(self.examples))
+            order = random.Random(f"{self.seed}-{epoch}").sample(self.examples, len(self.examples))
+            taken += order[i:i + n - len(taken)]
+        self.position += n
         return taken
 
 

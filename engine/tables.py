@@ -86,9 +86,7 @@ def where_paired(difference, results, others, benchmarks):
 
 def verdict_means(parts):
     """What became of attempts, in percent, over the runs of one row on one benchmark."""
-    outcomes = Counter()
-    for part in parts:
-        outcomes.update(part["verdicts"])
+    outcomes = sum((Counter(part["verdicts"]) for part in parts), Counter())
     names = ("wrong", "no answer", *([] if "calls" in parts[0] else ["unparsable"]), "truncated")
     return {name: 100 * outcomes[name] / outcomes.total() for name in names}
 

@@ -62,6 +62,9 @@ STUDY = {
     "best_of_8": (REJECTION, "--keep", "best"),
     **{name: (VARIANT, name) for name in
        ("all_groups", "equation", "likelihood", "exact", "tokens", "no_title")},
+    "both_4_p8": (VARIANT, "both_4", "--prompts_per_batch", "8"),
+    "formulas_4_p8": (VARIANT, "formulas_4", "--prompts_per_batch", "8"),
+    "formulas_4_p4": (VARIANT, "formulas_4", "--prompts_per_batch", "4"),
     "masked": (SRL, "--max_tries", "1"),
     "g4": (SRL, "--group_size", "4", "--prompts_per_batch", "32"),      # 128 completions in a batch, as SRL
     "g16": (SRL, "--group_size", "16", "--prompts_per_batch", "8"),

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from engine.chat import encode_target, encode_texts, eos_id, extend_solution, prompt_text  # noqa: E402
+from engine.chat import encode_target, encode_texts, eos_ids, extend_solution, prompt_text  # noqa: E402
 from engine.files import InputError, run_main  # noqa: E402
 from engine.logprobs import token_logprobs  # noqa: E402
 from engine.policy import load_policy  # noqa: E402
@@ -96,7 +96,7 @@ scorer = lru_cache(load_policy)
 def likelihoods(policy, tokenizer, requests, size=64):
     """The mean log-probability of a token of each (prompt, target); EOS is part of the target."""
     prompts, means = encode_texts(tokenizer, [prompt for prompt, _ in requests]), []
-    targets = [[*encode_target(tokenizer, *request), eos_id(policy, tokenizer)] for request in requests]
+    targets = [[*encode_target(tokenizer, *request), eos_ids(policy, tokenizer)[0]] for request in requests]
     for begin in range(0, len(requests), size):
         pairs = zip(prompts[begin:begin + size], targets[begin:begin + size], strict=True)
         logprobs, mask, _ = token_logprobs(policy, [(prompt, [target]) for prompt, target in pairs])  # (B, T)

@@ -430,7 +430,7 @@ def test_an_answer_with_units_is_corrected_to_what_its_solution_boxes(answer, bo
     records = [{"id": id, "answer": given, "solution": f"so \\boxed{{{boxed}}}"} for id, (given, boxed) in answers.items()]
     lines = problems.check_answers(records, compare, "a.jsonl")
     assert records[0]["answer"] == corrected and compare(box, corrected) == "right"
-    assert len(lines) == 3 and "a.jsonl: 1 of 2 answers are not what their solution boxes, id 8 (answer '3'" in lines[0]
+    assert len(lines) == 2 and "a.jsonl: 1 of 2 answers are not what their solution boxes, id 8 (answer '3'" in lines[0]
     assert f"1 of 2 answers lost the units that their solution does not box, id 7 ({answer!r} is {corrected})" in lines[1]
 
 
@@ -445,7 +445,7 @@ def test_each_box_is_graded_against_its_answer(segment, tmp_path, monkeypatch, c
     segment.main()
     printed = capsys.readouterr().out
     assert "a.jsonl: 3 of 8 answers are not what their solution boxes, id 1 (answer '5 hours and 3 minutes', box '303'), id 2 (" in printed
-    assert "lost the units" not in printed and "graded the boxes against the answers in " in printed
+    assert "lost the units" not in printed
     monkeypatch.setattr(grader, "ask_grader", lambda answer, gold: pytest.fail("started"))
     files.write_jsonl(tmp_path / "a.jsonl", [row for row in rows if row["id"] in (5, 6, 7)])
     segment.main()

@@ -91,7 +91,8 @@ def test_the_reward_is_that_the_hidden_tests_pass_on_what_was_submitted(rlvr, ta
     (fixed,) = after(rlvr, task, fix)
     assert [rlvr.agent_reward(f"<think>done</think>\n{submit}", e) for e in (task, fixed)] == [0.0, 1.0]
     assert rlvr.agent_reward("<think>done</think>\n" + agents.call_text("run_tests"), fixed) == 0.0                  # never submitted
-    assert rlvr.agent_reward(f"<think>maybe {fix}", fixed) == rlvr.agent_reward("<think>and so on", fixed) == rlvr.agent_reward("<think>done</think>\nls", fixed) == -1.0    # no call of a tool
+    assert rlvr.agent_reward(f"<think>maybe {fix}", fixed) == -1.0                                                      # inside open thoughts
+    assert rlvr.agent_reward("<think>and so on", fixed) == rlvr.agent_reward("<think>done</think>\nls", fixed) == -1.0    # no call of a tool
     (special,) = after(rlvr, task, agents.call_text("edit", path="shop.py", line=2, text="    c = b + 3"))       # right in the visible test alone
     assert sandbox.failed_tests(special["files"], task["visible"]) == [] and rlvr.agent_reward(submit, special) == 0.0
     (broken,) = after(rlvr, fixed, agents.call_text("edit", path="bank.py", line=2, text="    return y - x"))  # another function is tested as well

@@ -20,7 +20,8 @@ EDIT_OR_THOUGHT = re.compile(rf"(?-x:{EDIT.pattern}) | {THOUGHT_TAG.pattern}",
                              re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
 FILE_NAME = re.compile(r"(?:\S*/)?(?:\w*file|\S+\."
                        r"(?:py[ix]?|rst|md|txt|cfg|toml|ini|json|ya?ml|html|css|[jt]s|c|h|in|sh))")
-HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
+# of a file that a patch changes or deletes; no line of a hunk begins with "diff"
+OLD_PATH = re.compile(r'^diff --git .*\n(?:(?!diff --git |@@ ).*\n)*?--- "?a/([^\t\r\n]*)', re.MULTILINE)
 FIELDS = ("instance_id", "repo", "base_commit", "problem_statement", "patch")
 QUOTED = re.compile(r"[\x00-\x1f\"\\]")        # what git quotes in a path
 
@@ -146,20 +147,10 @@ def patch_of(text, files):
 
 
 def changed_paths(patch):
-    """The paths of the files that a patch changes or deletes. Hunks are skipped by their number of lines."""
-    paths, old, new = [], 0, 0
-    for line in patch.split("\n"):
-        if old > 0 or new > 0:
-            old -= line[:1] in (" ", "-", "")
-            new -= line[:1] in (" ", "+", "")
-        elif hunk := HUNK.match(line):
-            old, new = int(hunk[1] or 1), int(hunk[2] or 1)
-        elif line.startswith(("--- a/", '--- "a/')):
-            path = line[4:].partition("\t")[0].rstrip("\r")
-            if path.startswith('"'):            # as git quotes it: "\303\274.py" is ü.py
-                path = path[1:-1].encode().decode("unicode_escape").encode("latin-1").decode()
-            paths.append(path.removeprefix("a/"))
-    return paths
+    """The paths of the files that a patch of git changes or deletes."""
+    def unquoted(path):                         # as git quotes it: "\303\274.py" is ü.py
+        return path[:-1].encode().decode("unicode_escape").encode("latin-1").decode()
+    return [unquoted(path) if path.endswith('"') else path for path in OLD_PATH.findall(patch)]
 
 
 def load_instances(source, repositories, limit=None):
