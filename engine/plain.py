@@ -36,29 +36,29 @@ def generate_plain(policy, eos, prompts, uniforms, temperature):
     B, T = uniforms.shape
     tokens = torch.zeros(B, T, dtype=torch.long, device=policy.device)
     logprobs, lengths = torch.zeros(B, T, device=policy.device), torch.full((B,), T, device=policy.device)
-    ids, mask, positions = left_pad(prompts, policy.device)
+    ids, is_token, positions = left_pad(prompts, policy.device)
     cache, rows = DynamicCache(config=policy.config), torch.arange(B, device=policy.device)
     for t in range(T):
-        logits = policy(input_ids=ids, attention_mask=mask.long(), position_ids=positions, logits_to_keep=1,
-                        past_key_values=cache, use_cache=True).logits[:, -1]
+        logits = policy(input_ids=ids, attention_mask=is_token.long(), position_ids=positions,
+                        past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         tokens[:, t], logprobs[:, t] = sample_tokens(logits, rows, uniforms[:, t], temperature)
         ends = torch.isin(tokens[:, t], eos)
         lengths = torch.where(ends, lengths.clamp(max=t + 1), lengths)
         if (lengths <= t + 1).all():
             break
         ids, positions = tokens[:, t:t + 1], positions[:, -1:] + 1
-        mask = torch.nn.functional.pad(mask, [0, 1], value=True)
+        is_token = torch.nn.functional.pad(is_token, [0, 1], value=True)
     return tokens, logprobs, lengths
 
 
 def token_logprobs_plain(policy, groups, temperature=1.0):
-    """logprobs.token_logprobs, each completion after its own copy of the prompt, through the model's own
-    forward pass."""
+    """As logprobs.token_logprobs, but each completion has its own copy of the prompt, and the model's own
+    forward pass computes it."""
     pairs = [(prompt, completion) for prompt, group in groups for completion in group]
     sequences = [[*prompt, *completion] for prompt, completion in pairs]
     ids, is_token, positions = left_pad(sequences, policy.device)
-    mask = is_token.long()
-    logits = policy(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    logits = policy(input_ids=ids, attention_mask=is_token.long(), position_ids=positions,
+                    use_cache=False).logits
     distribution = (logits[:, :-1].float() / temperature).log_softmax(-1)  # (B, L - 1, V)
     logprobs = distribution.gather(-1, ids[:, 1:, None])[..., 0]  # (B, L - 1), of ids[:, 1:]
     lengths = torch.tensor([len(completion) for _, completion in pairs], device=policy.device)

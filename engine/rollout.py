@@ -89,8 +89,8 @@ def decode_batch(policy, eos, prompts, sizes, uniforms, temperature, max_rows, p
     # prompts of similar length together: little padding
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     cache = SharedPromptCache(policy, T, prefix_cache)
-    # completions being decoded, and the cache's row of each
-    active = row = torch.zeros(0, dtype=torch.long, device=device)
+    active = torch.zeros(0, dtype=torch.long, device=device)        # completions being decoded
+    row = active                                                    # the cache's row of each
     logits = None  # (R, V), the next token of each row
     while waiting or len(active):
         if waiting and len(active) <= 0.8 * max_rows:
@@ -98,12 +98,12 @@ def decode_batch(policy, eos, prompts, sizes, uniforms, temperature, max_rows, p
             while waiting and (not admitted or sizes[waiting[-1]] <= free_rows):
                 admitted.append(waiting.pop())
                 free_rows -= sizes[admitted[-1]]
-            rows, width = len(cache.length), torch.tensor([sizes[i] for i in admitted], device=device)
-            open_rows = width if cache.on_gpu else torch.ones_like(width)   # see SharedPromptCache.decode
+            num_rows, counts = len(cache.length), torch.tensor([sizes[i] for i in admitted], device=device)
+            open_rows = counts if cache.on_gpu else torch.ones_like(counts)     # see SharedPromptCache.decode
             new = cache.prefill([prompts[i] for i in admitted], open_rows)
-            logits = torch.cat([logits, new]) if rows else new
-            opened = torch.arange(rows, rows + len(new), device=device)
-            row = torch.cat([row, opened if cache.on_gpu else opened.repeat_interleave(width)])
+            logits = torch.cat([logits, new]) if num_rows else new
+            opened = torch.arange(num_rows, num_rows + len(new), device=device)
+            row = torch.cat([row, opened if cache.on_gpu else opened.repeat_interleave(counts)])
             joined = [torch.arange(first[i], first[i + 1], device=device) for i in admitted]
             active = torch.cat([active, *joined])
         position = cache.length[row]
