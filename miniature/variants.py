@@ -56,8 +56,8 @@ def exact(action, expert_action, autojunk=False):
 
 
 def formulas(action):
-    """An action without its words: numbers, signs, single letters. Unlike equation, for any mathematics."""
-    return " ".join(re.sub(r"[^\W\d_]{2,}", " ", action).split())
+    """An action without its words: numbers, signs, single letters, LaTeX commands. For any mathematics."""
+    return " ".join(re.sub(r"(?<![\\\w])[^\W\d_]{2,}", " ", action).split())
 
 
 def average(*similarities):

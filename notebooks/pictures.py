@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "miniature")]
 segmentation, evaluate = import_module("01_segment"), import_module("04_eval")
 rlvr, srl, agents = evaluate.rlvr, evaluate.srl, import_module("agents")     # miniature/agents.py
+variants = import_module("variants")                                         # miniature/variants.py
 engine, label, tables = import_module("engine"), evaluate.label, evaluate.tables
 draw = sys.modules[__name__]        # a notebook's one line: from pictures import draw, torch, srl ..
 
@@ -560,7 +561,8 @@ WORDS = {   # of a variant of miniature/study.py, for the axis
     "prefix_rlvr": "RLVR on expert prefixes", "reverse_curriculum": "R3, reverse curriculum",
     "equation": "SRL, the equation alone", "exact": "SRL, 1 if equal, else 0",
     "formulas": "SRL, without words", "formulas_4": "SRL, without words, to the 4th",
-    "both_4": "SRL, with and without words, 4th",
+    "both_4": "SRL, with and without words, 4th", "both_4_p8": "the same, 8 prompts a batch",
+    "formulas_4_p8": "SRL, without words, 4th, 8 prompts", "formulas_4_p4": "the same, 4 prompts a batch",
     "tokens": "SRL, tokens compared", "no_title": "SRL, without the title", "fourth_power": "SRL, R to the 4th power",
     "ranks": "SRL, ranks in the group", "all_groups": "SRL, all groups kept", "masked": "SRL, no refill",
     "whole": "SRL, one similarity at the end", "likelihood": "SRL, likelihood of the step"}
