@@ -237,6 +237,21 @@ def test_an_update_is_the_same_in_one_and_in_many_micro_batches(srl, tiny, token
 
 
 # 8. SFT
+@pytest.mark.parametrize("tokens", [1, 40, 10_000])
+def test_the_gradient_of_an_sft_batch_is_that_of_one_pass_over_all_its_tokens(srl, tiny, tokenizer, task, tokens):
+    """Known faults of SFT baselines: a mean of the micro-batches' means, a micro-batch that is dropped. Targets of 2 to 9 tokens."""
+    turns = [srl.sft_turn(tiny, tokenizer, {**e, "action": "1" * n}, srl.srl_prompt, "outline") for n, e in enumerate(task[1][:8], 1)]
+    sequences = [prompt + target for prompt, target in turns]
+    losses = [torch.nn.functional.cross_entropy(tiny(torch.tensor([ids])).logits[0, len(prompt) - 1:-1], torch.tensor(target), reduction="sum")
+              for (prompt, target), ids in zip(turns, sequences, strict=True)]
+    expected = sum(losses) / sum(len(target) for _, target in turns)
+    gradients = torch.autograd.grad(expected, [*tiny.parameters()], allow_unused=True)
+    tiny.zero_grad()
+    assert srl.sft_loss(tiny, turns, replace(task[0], update_tokens=tokens)) == pytest.approx(expected.item(), rel=1e-5)
+    for parameter, gradient in zip(tiny.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+
+
 def test_sft_learns_its_target(srl, task):
     cfg, examples, _ = task
     cfg = replace(cfg, method="sft", epochs=30, sft_batch=4, learning_rate=1e-2, max_new_tokens=4)
