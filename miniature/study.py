@@ -65,6 +65,7 @@ STUDY = {
     "both_4_p8": (VARIANT, "both_4", "--prompts_per_batch", "8"),
     "formulas_4_p8": (VARIANT, "formulas_4", "--prompts_per_batch", "8"),
     "formulas_4_p4": (VARIANT, "formulas_4", "--prompts_per_batch", "4"),
+    "formulas_4_g16": (VARIANT, "formulas_4", "--group_size", "16", "--prompts_per_batch", "4"),
     "masked": (SRL, "--max_tries", "1"),
     "g4": (SRL, "--group_size", "4", "--prompts_per_batch", "32"),      # 128 completions in a batch, as SRL
     "g16": (SRL, "--group_size", "16", "--prompts_per_batch", "8"),
@@ -409,7 +410,7 @@ def study_row(method, results, folder, reference):
         pairs = where_paired(difference, results, reference, [benchmark])
         interval = [100 * end for end in mean_interval(avg)]
         row[benchmark] = {"avg": 100 * fmean(sum(avg, [])), "interval": interval,
-                          "minus_srl": pairs.get(benchmark)}
+                          "by_seed": [100 * fmean(seed) for seed in avg], "minus_srl": pairs.get(benchmark)}
     return row
 
 

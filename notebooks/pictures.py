@@ -2,6 +2,7 @@
 
 A figure is WIDTH inches wide, so that its text can be read on a phone too; panels are below each other.
 """
+import itertools  # noqa: F401  for the notebooks
 import json
 import math
 import sys
@@ -557,20 +558,20 @@ def calls_of_models(similarities, verdicts):
 
 # 6. The study
 WORDS = {   # of a variant of miniature/study.py, for the axis
-    "srl": "SRL", "srl_rlvr": "SRL then RLVR", "rejection": "rejection sampling", "best_of_8": "best of 8, imitated",
-    "prefix_rlvr": "RLVR on expert prefixes", "reverse_curriculum": "R3, reverse curriculum",
-    "equation": "SRL, the equation alone", "exact": "SRL, 1 if equal, else 0",
-    "formulas": "SRL, without words", "formulas_4": "SRL, without words, to the 4th",
-    "both_4": "SRL, with and without words, 4th", "both_4_p8": "the same, 8 prompts a batch",
-    "formulas_4_p8": "SRL, without words, 4th, 8 prompts", "formulas_4_p4": "the same, 4 prompts a batch",
-    "tokens": "SRL, tokens compared", "no_title": "SRL, without the title", "fourth_power": "SRL, R to the 4th power",
-    "ranks": "SRL, ranks in the group", "all_groups": "SRL, all groups kept", "masked": "SRL, no refill",
-    "whole": "SRL, one similarity at the end", "likelihood": "SRL, likelihood of the step"}
+    "srl": "SRL", "srl_rlvr": "SRL then RLVR", "rejection": "rejection sampling", "best_of_8": "best of 8",
+    "prefix_rlvr": "RLVR on prefixes", "reverse_curriculum": "R3, reverse curriculum",
+    "equation": "equation alone", "exact": "1 if equal, else 0", "fourth_power": "R to the 4th power",
+    "formulas": "without words", "formulas_4": "without words, 4th power", "both_4": "both, 4th power",
+    "both_4_p8": "both, 4th power, P = 8", "formulas_4_p8": "without words, 4th, P = 8",
+    "formulas_4_p4": "without words, 4th, P = 4", "formulas_4_g16": "without words, 4th, G = 16",
+    "tokens": "tokens compared", "no_title": "without the title", "ranks": "ranks in the group",
+    "all_groups": "all groups kept", "masked": "no refill", "whole": "one similarity at the end",
+    "likelihood": "likelihood of the step"}
 
 
 def study(rows, names, title):
-    """avg@8 with its 95 % interval on hard and long; rows: {variant: a row of results/study/WORLD.json}. The
-    band is SRL's interval; an open circle has fewer than five seeds."""
+    """avg@8 with its 95 % interval on hard and long, a small dot a seed; rows: {variant: a row of
+    results/study/WORLD.json}. The band is SRL's interval; an open circle has fewer than five seeds."""
     names = [name for name in names if name in rows]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.36 * len(names) + 1.6), sharey=True)
     for ax, benchmark in zip(axes, ("hard", "long"), strict=True):
@@ -580,8 +581,23 @@ def study(rows, names, title):
             ink = colour(name) if name in evaluate.METHODS else GREY
             if seeds > 2:                               # of two, the interval is the whole axis
                 ax.plot(part["interval"], (y, y), color=ink, lw=2.5)
+            ax.plot(part["by_seed"], [y + 0.32] * seeds, ".", color=ink, ms=4)
             ax.plot(part["avg"], y, "o", color=ink, mfc=ink if seeds >= 5 else "white", ms=7)
         ax.set(title=benchmark, xlim=(-3, 103), xlabel="avg@8, %")
     axes[0].set_yticks(range(len(names)), [f"{WORDS[name]} ({len(rows[name]['seeds'])})" for name in names])
     axes[0].invert_yaxis()
+    finish(figure, title)
+
+
+def validation_curves(logs, title):
+    """Exact validation steps of runs {name: log} against completions; the last name is drawn in colour."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.4))
+    for n, (name, log) in enumerate(logs.items(), 1):
+        checks = [line for line in log if line.get("val_exact") is not None]
+        ax.plot([line["done"] for line in checks], [line["val_exact"] for line in checks],
+                color=ORANGE if n == len(logs) else BLUE, lw=2.5 if n == len(logs) else 1.2,
+                label=name if n in (1, len(logs)) else None)
+    ax.set(ylim=(0, 1.03), ylabel="exact validation steps")
+    in_thousands(ax)
+    ax.legend(frameon=False, loc="lower right")
     finish(figure, title)

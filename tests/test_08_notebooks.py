@@ -228,7 +228,7 @@ def test_the_first_screen_is_a_sentence_the_figure_the_table_and_two_commands():
     first = README.split("\n## ")[0]
     order = [first.index(mark) for mark in ("# ", "**S", "<picture>", "<!-- summary -->", "<!-- /summary -->", "python 01_segment.py", "pytest tests")]
     assert order == sorted(order) and first.count("```bash") == 2 and "--execute --inplace notebooks/*.ipynb" in README
-    assert all((ROOT / file).is_file() for file in re.findall(r"-r (\S+)", README)) and len(NOTEBOOKS) == 5
+    assert all((ROOT / file).is_file() for file in re.findall(r"-r (\S+)", README)) and len(NOTEBOOKS) == 6
 
 
 def test_the_readme_has_at_most_1700_words_and_spells_abbreviations_out_at_first_use():
