@@ -438,7 +438,8 @@ def write_study(args):
 
 
 def study_line(row, columns):
-    """The cells of a row in Markdown. min: of training and evaluation, one thread; mean over the seeds."""
+    """The cells of a row in Markdown. min: of training and evaluation, one thread; mean over the seeds.
+    Intervals from three seeds on: over one they lack the training, over two they span nearly everything."""
     seconds = [fmean(row[name]) for name in ("seconds_training", "seconds_evaluation") if row[name]]
     cells = [row["variant"], f"`{row['command']}`" if row["command"] else "", str(len(row["seeds"])),
              str(row["rollouts"] or ""), " + ".join(f"{s / 60:.1f}" for s in seconds),
@@ -446,8 +447,9 @@ def study_line(row, columns):
              f"{row['validation']['avg']:.1f}" if "validation" in row else ""]
     for name in columns:
         part = row.get(name)
-        cells.append("{:.1f} [{:.1f}, {:.1f}]".format(part["avg"], *part["interval"]) if part else "")
-        differs = part and part["minus_srl"] and row["variant"] != "srl"
+        ends = " [{:.1f}, {:.1f}]".format(*part["interval"]) if part and len(row["seeds"]) > 2 else ""
+        cells.append(f"{part['avg']:.1f}{ends}" if part else "")
+        differs = part and part["minus_srl"] and part["minus_srl"][3] > 2 and row["variant"] != "srl"
         cells.append("{:+.1f} [{:+.1f}, {:+.1f}]".format(*part["minus_srl"]) if differs else "")
     return cells
 

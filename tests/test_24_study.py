@@ -259,6 +259,6 @@ def test_the_table_of_the_study_pairs_every_variant_with_srl_on_the_same_problem
     srl, equation = json.loads((tmp_path / "study/w.json").read_text())
     assert (srl["variant"], srl["hard"]["avg"], equation["variant"], equation["hard"]["avg"]) == ("srl", 75.0, "equation", 100.0)
     assert equation["hard"]["minus_srl"][0] == 25.0 and equation["hard"]["minus_srl"][3] == 2 and equation["validation_exact"] == [0.5, 0.6]
-    assert "| equation | `c` | 2 | 96 | 1.0 + 0.5 | 55.0 | 50.0 | 100.0 [" in (tmp_path / "study/w.md").read_text()
+    assert "| equation | `c` | 2 | 96 | 1.0 + 0.5 | 55.0 | 50.0 | 100.0 |  |" in (tmp_path / "study/w.md").read_text()
     table = (tmp_path / "study/w.md").read_text()
     assert (tmp_path / "results/README.md").read_text() == f"a\n<!-- study_w -->\n{table}<!-- /study_w -->\nb\n"
