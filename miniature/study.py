@@ -181,8 +181,8 @@ def make_examples(here, world, folders=("data", "data_student")):
 
 
 def validation_problems(here):
-    """A file with the validation problems as a benchmark: steps solved by rewards that differ, or worded
-    differently, cannot be compared, solved problems can."""
+    """A file with the validation problems as a benchmark: the share of solved problems compares variants whose
+    rewards differ, the share of exact steps does not."""
     path = here / "validation.jsonl"
     problems = {e["problem"]: e["answer"] for e in read_jsonl(here / "data/val.jsonl")}
     write_jsonl(path, [{"problem": problem, "answer": answer} for problem, answer in problems.items()])
