@@ -55,12 +55,13 @@ TRACED = weakref.WeakKeyDictionary()
 def traced_step(policy, weights, inputs):
     """The DecodeStep of a policy, on a CPU traced with TorchScript: without Python a small model's rollout
     takes two thirds of the time. Untraced where a number controls the code (dynamic RoPE) or torch cannot."""
+    step = DecodeStep(policy.base_model)
+    if policy.device.type != "cpu" or is_sharded(policy):
+        return step
     steps, key = TRACED.setdefault(policy, {}), (weights, len(inputs))
     if key not in steps:
         from transformers.utils import logging
-        step, verbosity = DecodeStep(policy.base_model), logging.get_verbosity()
-        if policy.device.type != "cpu" or is_sharded(policy):
-            return step
+        verbosity = logging.get_verbosity()
         logging.set_verbosity_error()           # tracing reads every property of a model, deprecated ones too
         with warnings.catch_warnings(action="ignore"):
             try:                                                    # the warning: a number leaves the tensors

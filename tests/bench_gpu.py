@@ -1,4 +1,4 @@
-"""Speed and memory at the shape of Qwen2.5-7B on one GPU, random weights, bfloat16. By hand: python tests/bench_gpu.py limits rollout update memory step trl
+"""Speed and memory at the shape of Qwen2.5-7B on one GPU, random weights, bfloat16. python tests/bench_gpu.py limits rollout update memory step turns trl
 
 limits    what this GPU does at best: a large matrix product, a large copy
 rollout   tokens a second, with a CUDA graph and eager, against transformers' generate(num_return_sequences=8) and (`continuous`) its continuous batching;
@@ -6,6 +6,7 @@ rollout   tokens a second, with a CUDA graph and eager, against transformers' ge
 update    each prompt computed once against each completion as a sequence of its own; model FLOP utilisation of a micro-batch of 15,000 tokens
 memory    peak of an update over weights and gradients against a plain forward with all logits, two of the 28 layers, checkpointed
 step      one batch of --recipe paper --lora_rank 64: rollout and update, 32 prompts x 8
+turns     rollout and update of episodes of three turns, with prefixes computed once and without
 trl       a whole step against TRL's GRPOTrainer at the shape of Qwen2.5-0.5B (needs trl): same model, prompts, G, length, optimizer; reward without cost
 
 Prompts have 650 tokens and completions 300, what README takes a step of s1K to have. Random weights end no completion, so all are equally long.
@@ -28,6 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from engine import logprobs, prefix_cache  # noqa: E402
 from engine.attention import register_attention  # noqa: E402
 from engine.kv_cache import SharedPromptCache  # noqa: E402
 from engine.optimizer import make_optimizer  # noqa: E402
@@ -216,19 +218,53 @@ def one_step(model, optimizer, cfg, prompts):
     return rolled, updated, sum(map(len, sample.completions)), stats
 
 
-def step():
+def with_lora():
     cfg = replace(srl.Config(), **{**srl.PAPER["srl"], "lora_rank": 64, "max_new_tokens": COMPLETION, "learning_rate": 5e-6, "device": DEVICE})
     random_model.cache_clear()
-    model, rng = random_model(), random.Random(0)
+    model = random_model()
     model.requires_grad_(False)
     optimizer = make_optimizer(model, cfg)
     model.to(DEVICE)
+    return model, optimizer, cfg, random.Random(0)
+
+
+def step():
+    model, optimizer, cfg, rng = with_lora()
     torch.cuda.reset_peak_memory_stats()
     for name in ("first", "second"):
         rolled, updated, tokens, stats = one_step(model, optimizer, cfg, [draw(rng, PROMPT) for _ in range(32)])
         print(f"{name} step, 32 prompts x 8: rollout {rolled:.1f} s ({tokens / rolled:,.0f} tokens/s), update {updated:.1f} s "
               f"({tokens / updated:,.0f} tokens/s), largest difference of log-probabilities {stats['mismatch']:.3f}; "
               f"peak {peak_gb('cuda'):.0f} GB", flush=True)
+    random_model.cache_clear()
+
+
+def turns(problems=8, num=3, written=100, action=40):
+    """Each of 8 episodes a problem appends an action of its own to the prompt in every turn."""
+    model, optimizer, cfg, rng = with_lora()
+    first = [draw(rng, PROMPT) for _ in range(problems)]
+    prompts = [[prompt for prompt in first for _ in range(G)]]
+    while len(prompts) < num:
+        prompts.append([prompt + draw(rng, action) for prompt in prompts[-1]])
+
+    def rollout(cache):
+        turns = []
+        for ids in prompts:
+            sample = srl.generate(model, NO_TOKENIZER, first if ids is prompts[0] else ids, G if ids is prompts[0] else 1,
+                                  max_new_tokens=written, max_rows=cfg.max_rows, prefix_cache=cache)
+            turns += [(*x, 1.0 - 2 * (i % 2)) for i, x in enumerate(zip(ids, sample.completions, sample.logprobs, strict=True))]
+        return turns
+    rollout(None)
+    length, times = logprobs.common_prefix_length, []
+    for name, cache, common in (("prefixes once", prefix_cache.PrefixCache(), length), ("equal prompts once", None, lambda a, b: len(a) if a == b else 0)):
+        logprobs.common_prefix_length = common
+        rolled, batch = timed(lambda cache=cache: rollout(cache))
+        updated, stats = timed(lambda batch=batch: srl.update(model, optimizer, batch, cfg))
+        times.append((rolled, updated))
+        print(f"{problems} problems x {G} episodes of {num} turns, {name}: rollout {rolled:.2f} s, update {updated:.2f} s, "
+              f"largest difference of log-probabilities {stats['mismatch']:.3f}", flush=True)
+    logprobs.common_prefix_length = length
+    print("ratios: rollout {:.2f}, update {:.2f}".format(*(b / a for a, b in zip(*times, strict=True))))
     random_model.cache_clear()
 
 
@@ -268,7 +304,7 @@ def trl():
 
 
 def main():
-    sections = {f.__name__: f for f in (rollout, update, memory, step, trl, continuous)} | {"many": partial(rollout, (1024,)), "limits": limits}
+    sections = {f.__name__: f for f in (rollout, update, memory, step, turns, trl, continuous)} | {"many": partial(rollout, (1024,)), "limits": limits}
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("sections", nargs="+", choices=sections)
     for name in parser.parse_args().sections:
