@@ -1,7 +1,7 @@
 """Rival: the reverse curriculum of R3 (arXiv 2402.05808). RLVR in rounds that begin ever earlier.
 
-In round n an episode begins after the expert's first steps, where 1 to n of its steps are left; in the last
-round it begins at the problem. Each round starts from the model of the one before and has an equal share of
+In round n an episode begins after the expert's first steps, where 1 to n of its steps are left, and has at
+most n + 1 completions: the budget is not spent on wandering. In the last round it begins at the problem. Each round starts from the model of the one before and has an equal share of
 the rollouts. A round validates where it begins itself (one greedy attempt, before and after), the last one as
 03 does.
 
@@ -51,7 +51,8 @@ def main():
         starts = problems
         if steps_left:
             starts = [rlvr.expert_prefixes(p, e, extend, steps_left) for p, e in zip(problems, parts, strict=True)]
-            part = replace(part, val_samples=1, eval_every=cfg.rollouts)     # at the start and the end
+            part = replace(part, val_samples=1, eval_every=cfg.rollouts,     # at the start and the end
+                           max_turns=min(cfg.max_turns, steps_left + 1))
         srl.train(part, *starts, make_prompt, reward, extend)
         model, lines = str(out / "model"), read_jsonl(out / "log.jsonl")
         for line in lines:

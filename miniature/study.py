@@ -57,6 +57,7 @@ TRAIN = {
 FEWER = [(method, n) for n in (50, 150, 400) for method in ("srl", "sft_outline", "rejection")]
 # rivals and ablations of SRL, one line each, in the order of their jobs
 STUDY = {
+    "srl": (SRL,),                      # with fresh seeds, added to those of the table
     "prefix_rlvr": (RLVR, "--steps_left", "100", "--rollouts", "108000"),
     "reverse_curriculum": (CURRICULUM,),
     "best_of_8": (REJECTION, "--keep", "best"),
@@ -66,6 +67,7 @@ STUDY = {
     "formulas_4_p8": (VARIANT, "formulas_4", "--prompts_per_batch", "8"),
     "formulas_4_p4": (VARIANT, "formulas_4", "--prompts_per_batch", "4"),
     "formulas_4_g16": (VARIANT, "formulas_4", "--group_size", "16", "--prompts_per_batch", "4"),
+    "formulas_4_masked": (VARIANT, "formulas_4", "--max_tries", "1"),
     "masked": (SRL, "--max_tries", "1"),
     "g4": (SRL, "--group_size", "4", "--prompts_per_batch", "32"),      # 128 completions in a batch, as SRL
     "g16": (SRL, "--group_size", "16", "--prompts_per_batch", "8"),
@@ -230,7 +232,7 @@ def job(method, seed, args):
     """Train a method with a seed and evaluate it. The result has the command and the seconds of both."""
     world = WORLDS[args.world]
     here, result = ROOT / world["runs"] / f"seed{seed}", args.results / f"seed{seed}/{method}.json"
-    if result.exists():
+    if result.exists() or (ROOT / world["results"] / f"seed{seed}/{method}.json").exists():
         return f"{method}, seed {seed}: has a result"
     model, training = trained(method, seed, world)
     tokens = ("--max_new_tokens", 400) if method == "sft_reasoning" else ()      # its thoughts are longer
@@ -392,11 +394,11 @@ REFERENCES = ("srl", "srl_rlvr", "rejection")       # rows of the study that are
 WRITING = Lock()
 
 
-def study_row(method, results, folder, reference):
+def study_row(method, results, folders, reference):
     """{name: value} of a variant: what it cost, its validation, its benchmarks and the difference to SRL."""
     from engine.tables import mean_interval, parts_of, where_paired
     seeds = sorted(r["train_seed"] for r in results)
-    paths = [folder / f"seed{seed}/{method}.log.jsonl" for seed in seeds]
+    paths = [folder / f"seed{seed}/{method}.log.jsonl" for seed in seeds for folder in folders]
     logs = [read_jsonl(path) for path in paths if path.exists()]
     validated = [[line["val_exact"] for line in log if line.get("val_exact") is not None] for log in logs]
     row = {"variant": method, "command": results[0].get("command", ""), "seeds": seeds,
@@ -423,12 +425,11 @@ def write_study(args):
     with WRITING:
         methods, found = ROOT / world["results"], read_results(args.results)
         known = read_results(methods) if methods.is_dir() else {}
-        reference = known.get("srl", [])
-        rows = [study_row(name, known[name], methods, reference) for name in REFERENCES if name in known]
+        results = {name: known.get(name, []) + found.get(name, []) for name in (*REFERENCES, *world["study"])}
+        rows = [study_row(name, results[name], (methods, args.results), results["srl"])
+                for name in results if results[name]]
         for row in rows:
-            row["command"] = " ".join(command_of(row["variant"], world))
-        names = [name for name in world["study"] if name in found]
-        rows += [study_row(name, found[name], args.results, reference) for name in names]
+            row["command"] = row["command"] or " ".join(command_of(row["variant"], world))
         write_text(args.results.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
         heads = [text for name in columns for text in (f"{name}: avg@8 [95 %]", "minus SRL [95 %]")]
         table = markdown(["variant", "command", "seeds", "rollouts", "min", "exact steps", "solved", *heads],
