@@ -135,13 +135,14 @@ def step_starts(solution):
     lists = [titles[begin:end] for begin, end in pairwise([*begins, len(titles)])]
     if any(title.number != k for titles in lists for k, title in enumerate(titles, 1)):
         raise ValueError("numbering restarts" if len(set(numbers)) < len(numbers) else "numbering skips")
-    steps = [titles for titles in lists if not CONDITIONS.search(solution[:titles[0].offset].rstrip())
-             and not (len(titles) > 1 and all(CONDITION.match(solution, title.offset) for title in titles))]
-    if lists and not steps:
+    step_lists = [titles for titles in lists if not CONDITIONS.search(solution[:titles[0].offset].rstrip())
+                  and not (len(titles) > 1 and all(CONDITION.match(solution, t.offset) for t in titles))]
+    if lists and not step_lists:
         raise ValueError("a list of conditions, not of steps")
-    if sum(map(len, steps)) < 2:
+    if sum(map(len, step_lists)) < 2:
         raise ValueError("fewer than two steps")
-    return sorted([*part_starts(solution, steps), *(title.offset for run in steps for title in run[1:])])
+    later = [title.offset for titles in step_lists for title in titles[1:]]
+    return sorted([*part_starts(solution, step_lists), *later])
 
 
 def split_steps(solution):
@@ -176,11 +177,6 @@ REWRITE = (
 def has_steps(solution):
     with suppress(ValueError):
         return bool(step_starts(solution))
-
-
-def rewrite(records, ask, path):
-    """Give solutions without steps rewritten ones, see rewrite_solutions of engine/rewriter.py."""
-    return rewrite_solutions(records, ask, path, REWRITE, has_steps, last_boxed)
 
 
 # 2. Examples: one per step
@@ -233,7 +229,7 @@ def trajectory_examples(row, pairs=2, max_observation=8000):
 
 
 def all_examples(records, make, **options):
-    """(examples, dropped): the examples that `make` makes of all records; why it makes none of one."""
+    """(examples of make(record) for all records, dropped: id and reason where it raises ValueError)."""
     examples, dropped = [], []
     for record in records:
         try:
@@ -297,7 +293,8 @@ def read(cfg, source):
     records = read_problems(source, split, columns, need=("problem", "solution"))
     if cfg.rewrite:
         ask = ask_endpoint(cfg.rewrite_url, cfg.rewrite) if cfg.rewrite_url else ask_local(cfg.rewrite)
-        outcomes = rewrite(records, ask, cfg.out / f"rewritten_{Path(cfg.rewrite).name}.jsonl")
+        path = cfg.out / f"rewritten_{Path(cfg.rewrite).name}.jsonl"
+        outcomes = rewrite_solutions(records, ask, path, REWRITE, has_steps, last_boxed)
         print("rewriting: " + "; ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
     notes = check_answers(records, compare, source)
     return records, *segment(records, cfg.targets, cfg.title_hint), notes

@@ -52,13 +52,13 @@ class GRPOConfig:
     temperature: float = 1.0            # of the rollout and of the log-probabilities (paper: 1.0)
     max_new_tokens: int = 160           # of a completion (paper: not stated); miniature: 15 to 120 used
     max_turns: int = 8                  # completions of an episode that solves step by step
-    eps: float = 0.001                  # least std of a group's rewards (paper: not stated); 0.008: one digit
-    max_tries: int = 3                  # a batch samples at most max_tries * P prompts
+    eps: float = 0.001                  # groups with a std up to this are dropped (paper: not stated)
+    max_tries: int = 3                  # at most max_tries * P prompts a batch (veRL: max_num_gen_batches)
     # optimization
     learning_rate: float = 3e-4         # of Adam (paper: 5e-7 for 7B)
     decay: float = 0.4                  # linear decay to 0 over this last fraction of the run (paper: none)
     clip_eps: float = 0.2               # clip range of the ratio (paper: not stated; veRL: 0.2)
-    loss_mean: Literal["completion", "token"] = "completion"    # of token means (paper) | of tokens (veRL)
+    loss_mean: Literal["completion", "token"] = "completion"    # seq-mean-token-mean (paper) | token-mean
     max_grad_norm: float = 1.0          # gradient clipping (paper: 1.0)
     minibatches: int = 1                # optimizer steps per batch; 1: on-policy, ratio 1 (paper: not stated)
     # length
@@ -69,8 +69,8 @@ class GRPOConfig:
     continue_changed: bool = False      # continue the run in --out although its settings have changed
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"      # besides log.jsonl
     # hardware
-    max_rows: int = 384                 # completions decoded at a time, fewer where memory is short
-    update_tokens: int = 12_000         # tokens in a forward and backward pass, a group's prompt counted once
+    max_rows: int = 384                 # decode batch (vLLM: max_num_seqs), smaller where memory is short
+    update_tokens: int = 12_000         # tokens of a micro-batch; shared prefixes count once
     device: str = "cuda" if torch.cuda.is_available() else "cpu"    # cuda | cpu
     dtype: Literal["float32", "bfloat16"] = "float32"           # of the weights; Adam keeps float32 copies
     optimizer: Literal["adam", "adam8bit"] = "adam"             # adam8bit: needs bitsandbytes and a GPU
@@ -158,7 +158,7 @@ def action_of(text, expected=""):
     return without_tags("</think>".join(text.split("</think>")[-1 - expected.count("</think>"):]))
 
 
-@lru_cache(maxsize=1 << 16)             # equal completions are scored once
+@lru_cache(maxsize=1 << 16)             # equal pairs are compared once
 def similarity(action, expert_action, autojunk=False):
     """R = 2M / T in [0, 1]: M characters in matching blocks, T the length of both (paper section 4.2).
 
@@ -184,10 +184,10 @@ class Turn(NamedTuple):
 
 @dataclass
 class Episode:
-    """One attempt: the example with its context so far, and its turns. A step of SRL has one turn."""
+    """One attempt: the example with its context so far, and its turns. An episode of SRL has one turn."""
     example: dict
     turns: list
-    finished: bool = True               # the last completion ended by itself
+    finished: bool = True               # the last completion ended with EOS
 
 
 def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, cfg,
@@ -195,7 +195,7 @@ def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, c
     """G episodes for each of P examples: complete, extend the context, repeat. Returns P lists of G.
 
     extend(example, completion) -> the example with a longer context, None at the end; extend None: one turn.
-    seeds: P names of random streams. last_greedy: the last episode of a group takes the most probable tokens.
+    seeds: of the examples' random streams. last_greedy: a group's last episode is greedy.
     """
     temperature = cfg.temperature if temperature is None else temperature
     seeds = torch.randint(2**62, (len(examples),)).tolist() if seeds is None else seeds
@@ -242,11 +242,11 @@ def score_episodes(policy, tokenizer, seeded, G, make_prompt, reward_fn, extend,
 
 
 # 4. Advantage
-def group_advantages(rewards, eps=1e-6):
-    """rewards (P, G) -> advantages (P, G): (r - mean) / (std + eps) in each group (paper section 3)."""
+def group_advantages(rewards, epsilon=1e-6):
+    """rewards (P, G) -> advantages (P, G): (r - mean) / (std + epsilon) in each group (paper section 3)."""
     mean, std = rewards.mean(-1, keepdim=True), rewards.std(-1, correction=0, keepdim=True)  # population
-    advantages = (rewards - mean) / (std + eps)
-    return advantages * (rewards.amax(-1) > rewards.amin(-1))[:, None]      # equal ones: 0, not a rounding
+    advantages = (rewards - mean) / (std + epsilon)
+    return advantages * (rewards.amax(-1) > rewards.amin(-1))[:, None]      # equal ones: 0, no rounding error
 
 
 # 5. Loss
@@ -254,7 +254,7 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip_eps, loss_mean="com
     """The clipped GRPO objective, negated (paper section 3): a mean over completions of token means.
 
     logprobs, old_logprobs (B, T), advantages (B,), mask (B, T) -> scalar; no KL term. In the paper's mean a
-    token of 500 weighs a fortieth of a token of 12; with loss_mean "token" all tokens weigh the same.
+    token in a completion of 480 weighs a fortieth of one in a completion of 12; with "token" as much.
     """
     assert mask.any(1).all(), "a completion without tokens"
     ratio = (logprobs - old_logprobs).exp()                         # (B, T)
@@ -276,8 +276,8 @@ def informative_groups(rewards, min_std):
 def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, kept_share=1.0, most=math.inf):
     """A batch: prompts are sampled until P groups or more are informative, or `most` prompts are sampled.
 
-    kept_share: the expected share of kept groups: one large rollout is faster than small ones. Returns a list
-    of (episodes, rewards (G,), advantages (G,)) and stats over all samples, those of dropped groups too.
+    kept_share: the expected share of informative groups sizes the first round: one large rollout is faster
+    than small ones. Returns a list of (episodes, rewards (G,), advantages (G,)) and stats over all samples.
     """
     P, G, started = cfg.prompts_per_batch, cfg.group_size, time()
     groups, rewards, episodes = [], [], []
@@ -307,13 +307,13 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, kept
     }
 
 
-def sample_text(step, samples):
-    """The text about an update in completions.txt: a few completions with reward and expected action."""
+def sample_text(updates, samples):
+    """Part of completions.txt, which engine/report.py reads: a few completions, rewards and references."""
     text = ""
     for episode, reward in samples:
         e, completion = episode.example, episode.turns[-1].text
         where = f"problem {e['id']}" + (f", step {e['k']} of {e['n']}" if "k" in e else "")
-        text += (f"=== update {step}, {where}: reward {reward:.3f}\n{completion}\n"
+        text += (f"=== update {updates}, {where}: reward {reward:.3f}\n{completion}\n"
                  f"--- expected\n{e.get('action') or e.get('answer')}\n\n")
     return text
 
@@ -363,20 +363,20 @@ def sft_target(example, kind):
     return f"<think>{example['thoughts']}</think>\n{example['action']}"
 
 
-def sft_turn(policy, tokenizer, example, make_prompt, kind):
+def sft_sequence(policy, tokenizer, example, make_prompt, kind):
     """(prompt ids, target ids) of an example; EOS is part of the target."""
     prompt = prompt_text(tokenizer, make_prompt(example))
     target = encode_target(tokenizer, prompt, sft_target(example, kind))
     return encode_texts(tokenizer, [prompt])[0], [*target, eos_ids(policy, tokenizer)[0]]
 
 
-def sft_loss(policy, turns, cfg):
-    """Mean cross-entropy over the tokens of a batch of turns; adds its gradient to that of the weights."""
+def sft_loss(policy, sequences, cfg):
+    """Mean cross-entropy over the target tokens of a batch; adds its gradient to that of the weights."""
     total = 0.0
-    for groups, weight in micro_batches(policy, turns, cfg.update_tokens):
-        completions = [(group[0][0], [turn[1] for turn in group]) for group in groups]
+    for groups, weight in micro_batches(policy, sequences, cfg.update_tokens):
+        completions = [(group[0][0], [target for _, target in group]) for group in groups]
         logprobs, _, _ = token_logprobs(policy, completions)
-        loss = -logprobs.sum() * weight / num_tokens(turns)         # a mean over the batch, not micro-batches
+        loss = -logprobs.sum() * weight / num_tokens(sequences)     # a mean over the batch, not micro-batches
         loss.backward()
         total += loss.item()
     return sum(gather(total))
@@ -391,17 +391,17 @@ def train_sft(cfg, examples, val_examples):
     """Cross-entropy on the expert's text, cosine with 30 % warmup as in the paper; saves the best epoch."""
     make_prompt, num = with_prompt_file(srl_prompt, cfg.prompt_file), math.ceil(len(examples) / cfg.sft_batch)
     total, warmup = cfg.epochs * num, 0.3 * cfg.epochs * num        # batches
-    run = Run(cfg, (examples, val_examples), make_prompt, (sft_target,), total, "batch", SHOWN, num)
-    turns = [sft_turn(run.policy, run.tokenizer, e, make_prompt, cfg.sft_target) for e in examples]
-    check_lengths(run.policy, max(len(prompt) + len(target) for prompt, target in turns))
+    run = Run(cfg, (examples, val_examples), make_prompt, (sft_target, None), total, "batch", SHOWN, num)
+    sequences = [sft_sequence(run.policy, run.tokenizer, e, make_prompt, cfg.sft_target) for e in examples]
+    check_lengths(run.policy, max(len(prompt) + len(target) for prompt, target in sequences))
     rng = random.Random(cfg.seed)
-    order = [rng.sample(turns, len(turns)) for _ in range(cfg.epochs)]
+    order = [rng.sample(sequences, len(sequences)) for _ in range(cfg.epochs)]
     with run.resumable():
         while True:
             epoch, batch = divmod(run.step, num)
             if batch == 0 and epoch > len(run.log):
                 metrics = validate(run, val_examples, make_prompt, sft_reward, None, cfg)
-                loss = sum(run.losses) / num_tokens(turns)
+                loss = sum(run.losses) / num_tokens(sequences)
                 run.validated({"epoch": epoch, "step": run.step, "loss": loss, **metrics}, losses=[])
             if run.step == total:
                 break

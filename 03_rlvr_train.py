@@ -49,7 +49,7 @@ AGENTS = {**srl.AGENTS, "mode": "agent", "model": str(srl.HERE / "runs/agents/sr
           "out": str(srl.HERE / "runs/agents/srl_rlvr"), "prompts_per_batch": 8, "rollouts": 24_000,
           "max_turns": 12, "learning_rate": 3e-4, "loss_mean": "token"}
 RECIPES = {"paper": PAPER, "agents": AGENTS}
-CONTEXT_PAIRS = 2       # calls with observations in an agent's prompt, as 01_segment.py cuts them (paper: 2)
+CONTEXT_PAIRS = 2       # calls with observations in the prompt; must equal 01's --context_pairs (paper: 2)
 
 
 # 1. Prompt
@@ -80,7 +80,7 @@ def problem_starts(examples):
     """One example for each problem, without any step; of an agent's problem with its repository and tests."""
     problems, fields = {}, ("id", "problem", "answer", "system", "files", "visible", "hidden")
     for e in examples:
-        start = e if e.get("k") == 1 else problems.get(e["id"], {})     # the text before step 1
+        start = e if e.get("k") == 1 else problems.get(e["id"], {})     # partial: the preamble
         empty = {"partial": start.get("partial", ""), **({"context": []} if "context" in e else {})}
         problems[e["id"]] = {**{name: e[name] for name in fields if name in e}, **empty}
     return list(problems.values())

@@ -76,7 +76,7 @@ class Config:
     unsafe_tests: bool = False          # agents: without seccomp, run tests under resource limits alone
     regrade: bool = False               # grade the stored completions again, without a model
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"    # of the weights
-    max_rows: int = 1024                # size of the decode batch
+    max_rows: int = 1024                # decode batch (vLLM: max_num_seqs)
     share_prompts: bool = True          # compute a prompt once for all of its completions
     completions: Path = HERE / "runs/eval"      # folder of the completions and their grades
     results: Path = HERE / "results/latest"     # folder of results, table, figure and report
@@ -97,7 +97,7 @@ DEFAULTS = {"agent": ("modules", "larger", "kinds", "modules_oracle", "larger_or
 
 # 1. Estimators
 def pass_at_k(n, c, k):
-    """Probability that one of k completions is right, from c right ones of n: 1 - C(n-c, k) / C(n, k)."""
+    """1 - C(n-c, k) / C(n, k): unbiased estimate that of k completions at least one is right, from c of n."""
     if not 1 <= k <= n:
         raise ValueError(f"k = {k} must be in 1..n = {n}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
@@ -163,7 +163,7 @@ def sample_attempts(cfg, load, made_by, numbered):
 
 
 def judge_attempts(records):
-    """Of each record the verdicts (of 03, invalid calls) of the greedy attempt and of the k sampled ones."""
+    """Of each record (verdict of 03, invalid calls) of the greedy attempt, then of the k sampled ones."""
     def verdict(attempt, record):
         if "files" in record:
             return rlvr.judge_calls(attempt["turns"], record)
@@ -180,7 +180,7 @@ def grade_stored(path, records, again):
     return stored_or_made(path, {"grader": grader}, records, made_of, judge_attempts, 8 * num_ranks(), again)
 
 
-def grade(records, graded):
+def benchmark_metrics(records, graded):
     """For each problem: greedy right (0 or 1), how many of k samples are right; totals over the samples."""
     rights = [[int(found == "right") for found, _ in g["verdicts"]] for g in graded]
     outcomes, calls, tokens = Counter(), Counter(), []
@@ -225,7 +225,8 @@ def evaluate(cfg, name, folder, benchmarks, settings, prompts):
         now = [{field: problem[field] for field in GRADED if field in problem} for problem in problems]
         records = [{**record, **part} for record, part in zip(records, now, strict=True)]
         graded = grade_stored(path.with_suffix(".grades.jsonl"), records, cfg.regrade)
-        numbers[benchmark] = {**grade(records, graded), "problems": report.problems_digest(problems, GRADED)}
+        about = {"problems": report.problems_digest(problems, GRADED)}
+        numbers[benchmark] = {**benchmark_metrics(records, graded), **about}
         solved += solved_problems(problems, records, benchmark, graded)
         made_by += [record["made_by"] for record in records]
     if rank() == 0:

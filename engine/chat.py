@@ -181,7 +181,7 @@ def extend_solution(partial, action):
 def eos_ids(policy, tokenizer):
     """All ids that end a completion; generation_config may list several. InputError where there is none."""
     ids = policy.generation_config.eos_token_id
-    ids = sorted({tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None})
+    ids = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
     if not ids:
         raise InputError("no EOS token in tokenizer or generation config: no completion ends; set eos_token")
-    return sorted(ids, key=lambda id: id != tokenizer.eos_token_id)
+    return sorted(ids, key=lambda id: (id != tokenizer.eos_token_id, id))

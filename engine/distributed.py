@@ -1,4 +1,4 @@
-"""Several devices under torchrun: every rank samples and learns from its part of a batch, all know it."""
+"""Data parallelism under torchrun: a rank samples and trains on its part of a batch, results are gathered."""
 import os
 import sys
 from contextlib import contextmanager, nullcontext

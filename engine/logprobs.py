@@ -10,16 +10,16 @@ from .distributed import gather, is_sharded, num_ranks, rank
 from .plain import left_pad, token_logprobs_plain
 from .prefix_cache import common_prefix_length
 
-HEAD_NUMBERS = 1 << 26      # logits that are in memory at a time
+MAX_LOGITS = 1 << 26        # logits in memory at a time
 
 
 def pack_prefix_tree(prompts, capacity):
-    """N prompts (lists of ids) packed in R rows of at most `capacity` tokens, a shared prefix once: a tree.
+    """N prompts (lists of ids) packed in R rows of at most `capacity` tokens as a prefix tree (trie).
 
         a b c,  a b d e  and  x y  in a row of 8       ids        a b c d e x y 0
                                                        positions  0 1 2 2 3 0 1 0
-    A token attends to those of its own prompt before it. Returns ids (R, L), attends (R, L, L) bool,
-    positions (R, L) and the path of each prompt: the indices of its tokens in ids.flatten().
+    Tree attention: a token attends to those of its own prompt before it. Returns ids (R, L), bool attends
+    (R, L, L), positions (R, L) and the path of each prompt: the indices of its tokens in ids.flatten().
     """
     rows, packed, path, previous = [], [], [], []
     # sorted: the previous prompt has the longest common prefix
@@ -69,11 +69,11 @@ def chunk_logprobs(hidden, weight, bias, targets, temperature):
 def head_logprobs(policy, hidden, targets, temperature):
     """(log-probability, entropy) of M targets, both (M,), from hidden (M, D).
 
-    The logits are computed in chunks of HEAD_NUMBERS, and again for the gradient unless V is tiny: no tensor
+    The logits are computed in chunks of MAX_LOGITS, and again for the gradient unless V is tiny: no tensor
     of M x V numbers is kept.
     """
     head = policy.get_output_embeddings()
-    size = max(1, HEAD_NUMBERS // len(head.weight))
+    size = max(1, MAX_LOGITS // len(head.weight))
     checkpoint = partial(torch.utils.checkpoint.checkpoint, chunk_logprobs, use_reentrant=False)
     compute = chunk_logprobs if len(head.weight) <= 1000 else checkpoint
     parts = zip(hidden.split(size), targets.split(size), strict=True)
@@ -81,12 +81,12 @@ def head_logprobs(policy, hidden, targets, temperature):
     return map(torch.cat, zip(*chunks, strict=True))
 
 
-def read_prompts(policy, prompts):
+def prefill_prompts(policy, prompts):
     """One pass over N packed prompts: {layer: keys and values (tokens, H_kv, D)}, paths and is_token (N, P),
     last hidden states (N, D)."""
     device, cache = policy.device, LayerCache()
-    # a longer row shares more, but each token meets its whole row: with as many tokens as a hidden state has
-    # numbers, that costs a sixth of all other products
+    # a longer row shares more, but each token meets its whole row: at as many tokens as the hidden
+    # size, that costs a sixth of all other products
     capacity = max(3 * max(map(len, prompts)) // 2, min(policy.config.get_text_config().hidden_size, 1024))
     ids, attends, positions, paths = pack_prefix_tree(prompts, capacity)
     mask = additive_mask(attends[:, None].to(device), policy.dtype)
@@ -99,7 +99,7 @@ def read_prompts(policy, prompts):
 
 
 def hidden_states(policy, prompts, rows, ids):
-    """Hidden states (b, L, D) that predict ids (b, L) after the rows (b,) of the prompts of read_prompts."""
+    """Hidden states (b, L, D) that predict ids (b, L) after the rows (b,) of prefill_prompts."""
     layers, paths, is_token, last = prompts
     b, L = ids.shape
     causal = torch.ones(L - 1, L - 1, dtype=torch.bool, device=ids.device).tril().expand(b, -1, -1)
@@ -114,7 +114,7 @@ def hidden_states(policy, prompts, rows, ids):
 
 
 def passes(completions, pass_tokens):
-    """Indices of completions of similar length, in lists of about pass_tokens tokens with padding."""
+    """Indices of completions of similar length, in lists of at most pass_tokens tokens with padding."""
     part = []
     for b in sorted(range(len(completions)), key=lambda b: len(completions[b])):
         if part and (len(part) + 1) * len(completions[b]) > pass_tokens:
@@ -133,19 +133,19 @@ def token_logprobs(policy, groups, temperature=1.0):
     if not shares_prompts(policy):
         return token_logprobs_plain(policy, groups, temperature)
     device = policy.device
-    pass_tokens = 750 if device.type == "cpu" else 16_000  # activations that a core's cache holds, about
-    if is_sharded(policy):                                          # each rank must make as many passes: two
+    pass_tokens = 750 if device.type == "cpu" else 16_000  # about what a core's cache holds
+    if is_sharded(policy):              # each rank must make the same number of passes: two
         pass_tokens = math.inf
     pairs = [(n, tuple(completion)) for n, (_, group) in enumerate(groups) for completion in group]
     unique = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
     which = [unique[pair] for pair in pairs]                        # (B,)
-    prompts = read_prompts(policy, [prompt for prompt, _ in groups])
+    prompts = prefill_prompts(policy, [prompt for prompt, _ in groups])
     group = torch.tensor([n for n, _ in unique], device=device)
     completions = [list(completion) for _, completion in unique]
     lengths = torch.tensor([len(c) for c in completions], device=device)
     logprobs, entropies = [None] * len(completions), [None] * len(completions)
     for part in passes(completions, pass_tokens):
-        L = max(2, len(completions[part[-1]]))                      # the longest
+        L = max(2, len(completions[part[-1]]))                      # 2: ids[:, :-1] must not be empty
         # (b, L)
         ids = torch.tensor([completions[b] + [0] * (L - len(completions[b])) for b in part], device=device)
         hidden = hidden_states(policy, prompts, group[part], ids)
@@ -170,27 +170,27 @@ def tokens_after_prefix_sharing(turns):
     return sizes
 
 
-def group_turns(turns, max_tokens, share=True):
-    """Turns grouped by prompt, in lists of about max_tokens tokens; share: shared tokens count once."""
-    turns, batches, room = sorted(turns, key=lambda turn: turn[:2]), [], 0
+def group_sequences(turns, max_tokens, share=True):
+    """Turns grouped by prompt, in lists of at most max_tokens tokens; share: shared tokens count once."""
+    turns, batches, free = sorted(turns, key=lambda turn: turn[:2]), [], 0
     for turn, size in zip(turns, tokens_after_prefix_sharing(turns), strict=True):
         alone = len(turn[0]) + len(turn[1])
         size = size if share else alone
-        if size > room or not batches:  # full: the rest of a group opens the next one
+        if size > free:                 # full: the rest of a group opens the next one
             batches.append([])
-            room, size = max_tokens, alone
+            free, size = max_tokens, alone
         if not batches[-1] or turn[0] != batches[-1][-1][0][0]:
             batches[-1].append([])
         batches[-1][-1].append(turn)
-        room -= size
+        free -= size
     return batches
 
 
-def turns_of_rank(turns):
+def sequences_of_rank(turns):
     """This rank's part of the turns: whole groups, neighbours in the prefix tree, of about equal tokens."""
     if num_ranks() == 1:
         return turns
-    mine, done, groups = [], 0, group_turns(turns, math.inf)[0]
+    mine, done, groups = [], 0, group_sequences(turns, math.inf)[0]
     each = iter(tokens_after_prefix_sharing([turn for group in groups for turn in group]))
     sizes = [sum(itertools.islice(each, len(group))) for group in groups]
     for group, size in zip(groups, sizes, strict=True):
@@ -200,11 +200,11 @@ def turns_of_rank(turns):
 
 
 def micro_batches(policy, turns, max_tokens):
-    """(groups, weight) of this rank's micro-batches of about max_tokens tokens; turns: (prompt ids, ids, ..).
+    """(groups, weight) of this rank's micro-batches of at most max_tokens tokens of turns (ids, ids, ..).
 
-    The ranks of a sharded policy gather layers together, so each has as many; missing ones have weight 0.
+    Ranks of a sharded policy gather layers together, so each has the same number; dummy ones have weight 0.
     """
-    batches = group_turns(turns_of_rank(turns), max_tokens, shares_prompts(policy))
+    batches = group_sequences(sequences_of_rank(turns), max_tokens, shares_prompts(policy))
     batches = [(batch, 1.0) for batch in batches]
     if is_sharded(policy):
         batches += [([[turns[0]]], 0.0)] * (max(gather(len(batches))) - len(batches))
@@ -223,8 +223,8 @@ def update_cost(turns, seconds):
     """Speed of an update, and the shares of its tokens that prefix sharing and deduplication saved."""
     prompts, completions = sum(len(turn[0]) for turn in turns), num_tokens(turns)
     distinct = sorted({(tuple(turn[0]), tuple(turn[1])) for turn in turns})
-    written = num_tokens(distinct)
+    distinct_tokens = num_tokens(distinct)
     computed = sum(tokens_after_prefix_sharing(distinct))
     return {"seconds_update": seconds, "update_tokens_per_second": completions / seconds,
-            "prompt_tokens_saved": 1 - (computed - written) / prompts,
-            "completion_tokens_saved": 1 - written / completions}
+            "prompt_tokens_saved": 1 - (computed - distinct_tokens) / prompts,
+            "completion_tokens_saved": 1 - distinct_tokens / completions}

@@ -13,8 +13,8 @@ class MasterAdam:
     """Adam on float32 copies (master weights) of 16-bit weights; float32 weights are used as they are.
 
     A bfloat16 number has three digits: at the paper's learning rate of 5e-7 an update is far smaller than the
-    distance to the next number, and would be lost. Gradients are summed in float32 as well, each freed as
-    soon as it has been added.
+    distance to the next number, and would be lost. Gradients are accumulated in float32 as well, each freed
+    as soon as it has been added.
     """
 
     def __init__(self, policy, learning_rate, base=torch.optim.Adam):
@@ -59,17 +59,17 @@ class MasterAdam:
             p.copy_(master)
 
     def state_dict(self):
-        """Adam's averages and all trained weights in float32; with the first model they give the policy."""
+        """Adam's moments and all trained weights in float32; with the starting model they give the policy."""
         weights = [w.detach() for w in self.weights]
         return gather_full_state({"adam": self.adam.state_dict(), "weights": weights})
 
     @torch.no_grad()
     def load_state_dict(self, state):
-        averages = {}
+        moments = {}
         for (i, entry), w in zip(state["adam"]["state"].items(), self.weights, strict=False):
-            averages[i] = {name: shard_like(w, value) if getattr(value, "shape", None) == w.shape else value
+            moments[i] = {name: shard_like(w, value) if getattr(value, "shape", None) == w.shape else value
                            for name, value in entry.items()}
-        self.adam.load_state_dict({**state["adam"], "state": averages})
+        self.adam.load_state_dict({**state["adam"], "state": moments})
         for w, saved in zip(self.weights, state["weights"], strict=True):
             w.copy_(shard_like(w, saved))
         self.copy_masters()

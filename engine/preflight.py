@@ -43,39 +43,38 @@ def flag_problems(cfg):
 
 
 def prompt_problems(cfg, model, tokenizer, examples, make_prompt):
-    """Prompts that the tokenizer cannot write, or the model cannot read, of the 16 with most characters."""
+    """Prompts that the template cannot render, or the model cannot take, of the 16 with most characters."""
     def characters(messages):
         return sum(len(message["content"]) for message in messages)
     try:
         longest = sorted(map(make_prompt, examples), key=characters)[-16:]
         prompts = encode_texts(tokenizer, [prompt_text(tokenizer, messages) for messages in longest])
         if not all(prompts):
-            raise ValueError("the tokenizer writes no tokens")
+            raise ValueError("the tokenizer produces no tokens")
     except Exception as error:  # a chat template is a program of its own and fails in any way
-        return [f"{cfg.model}: its tokenizer and chat template cannot write a prompt ({first_line(error)}); "
+        return [f"{cfg.model}: its tokenizer and chat template cannot render a prompt ({first_line(error)}); "
                 "correct them, or use another model"]
     vocabulary, last_id = model.get_input_embeddings().num_embeddings, max(map(max, prompts))
     tokens = max(map(len, prompts)) + cfg.max_new_tokens
     problems = length_problems(model.config, cfg.model, tokens, cfg.share_prompts)
     if last_id >= vocabulary:
-        problems.append(f"{cfg.model}: the tokenizer writes token {last_id}, the model has {vocabulary}; "
+        problems.append(f"{cfg.model}: the tokenizer produces token {last_id}, the model has {vocabulary}; "
                         "copy the tokenizer that belongs to it")
     return problems
 
 
 def memory_problems(cfg, model):
     """Weights, gradients and Adam beyond the device, checkpoints beyond the disk. Prints the estimate."""
-    numbers = sum(p.numel() for p in model.parameters())
-    trained = numbers // 100 if cfg.lora_rank else numbers
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = parameters // 100 if cfg.lora_rank else parameters
     # gradient, Adam, float32 copy
     bytes_each = 4 + (2 if cfg.optimizer == "adam8bit" else 8) + 4 * (cfg.dtype != "float32")
-    need = numbers * (4 if cfg.dtype == "float32" else 2) + trained * bytes_each
+    need = parameters * (4 if cfg.dtype == "float32" else 2) + trained * bytes_each
     need /= num_ranks() if cfg.shard else 1
-    on_gpu = cfg.device.startswith("cuda") and torch.cuda.is_available()
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if on_gpu:
+    if cfg.device.startswith("cuda") and torch.cuda.is_available():
         have = torch.cuda.get_device_properties(0).total_memory
-    print(f"{numbers / 1e6:.3g} million weights; weights, gradients and Adam take {gigabytes(need)} of "
+    print(f"{parameters / 1e6:.3g} million parameters; weights, gradients and Adam take {gigabytes(need)} of "
           f"{gigabytes(have)} on each device, the rest is for activations")
     problems, out = [], Path(cfg.out)
     if need > have:

@@ -153,9 +153,9 @@ def as_rollout(tokenizer, tokens, logprobs, lengths, eos):
     logprobs = [row[:n] for row, n in zip(logprobs.tolist(), lengths.tolist(), strict=True)]
     end_ids = set(eos.tolist())
     finished = [completion[-1] in end_ids for completion in completions]
-    written = [tuple(ids[:-1] if done else ids) for ids, done in zip(completions, finished, strict=True)]
-    distinct = list(dict.fromkeys(written))  # equal completions are decoded to text once
+    without_eos = [tuple(ids[:-1] if done else ids) for ids, done in zip(completions, finished, strict=True)]
+    distinct = list(dict.fromkeys(without_eos))  # equal completions are decoded to text once
     # every token that was sampled but the end: some tokenizers call <think> special
     texts = tokenizer.batch_decode(distinct, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     texts = dict(zip(distinct, texts, strict=True))
-    return Rollout(completions, logprobs, [texts[ids] for ids in written], finished)
+    return Rollout(completions, logprobs, [texts[ids] for ids in without_eos], finished)

@@ -25,7 +25,8 @@ from .preflight import check_start
 from .stored import digest, digest_files
 
 # flags that do not change what is learned
-FREE = ("continue_changed", "save_every", "report_to", "share_prompts", "shard", "max_rows", "update_tokens")
+IGNORED_ON_RESUME = ("continue_changed", "save_every", "report_to", "share_prompts", "shard", "max_rows",
+                     "update_tokens")
 
 
 def peak_gb(device):
@@ -67,7 +68,7 @@ def make_tracker(cfg):
 def identity_of(cfg, data, make_prompt, functions):
     """{what a run is made of beside its flags: its digest}; a run continues with the same only.
 
-    functions: those whose source decides what is learned; comments do not count.
+    functions: the source of their modules decides what is learned; comments do not count, docstrings do.
     """
     modules = {inspect.getmodule(getattr(f, "func", f)) for f in functions if f}
     sources = [inspect.getsource(module) for module in modules if getattr(module, "__file__", None)]
@@ -89,7 +90,7 @@ def load_checkpoint(out, cfg, identity):
         except Exception as error:  # torch raises many types for a damaged file
             print(f"{path}: damaged ({first_line(error)[:80]}), ignored", file=sys.stderr)
             continue
-        now = {name: value for name, value in asdict(cfg).items() if name not in FREE}
+        now = {name: value for name, value in asdict(cfg).items() if name not in IGNORED_ON_RESUME}
         changed = [f"{name} {before.get(name)!r} -> {value!r}" for name, value in now.items()
                    if before.get(name) != value]
         saved = state.get("identity", {})

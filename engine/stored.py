@@ -17,7 +17,7 @@ RESULTS = ("*.json", "seed*/*.json")    # in a folder of results
 
 
 def digest(*parts):
-    """A text that differs where the parts, any JSON, differ."""
+    """A hash of the parts, any JSON."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -1,9 +1,9 @@
 """Rival: the reverse curriculum of R3 (arXiv 2402.05808). RLVR in rounds that begin ever earlier.
 
 In round n an episode begins after the expert's first steps, where 1 to n of its steps are left, and has at
-most n + 1 completions: the budget is not spent on wandering. In the last round it begins at the problem. Each round starts from the model of the one before and has an equal share of
-the rollouts. A round validates where it begins itself (one greedy attempt, before and after), the last one as
-03 does.
+most n + 1 completions: the budget is not spent on wandering. In the last round it begins at the problem.
+Each round starts from the model of the one before and has an equal share of the rollouts. A round validates
+where it begins itself (one greedy attempt, before and after), the last one as 03 does.
 
 in:      runs/data (01_segment.py), the base model
 out:     OUT/round1..R (log, model), OUT/log.jsonl, OUT/model

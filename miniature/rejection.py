@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from engine.files import InputError, atomic_write, read_jsonl, run_main, write_jsonl, write_text  # noqa: E402
 from engine.flags import parse_flags  # noqa: E402
 from engine.policy import load_policy  # noqa: E402
-from engine.run import FREE  # noqa: E402
+from engine.run import IGNORED_ON_RESUME  # noqa: E402
 
 srl = import_module("02_srl_train")
 
@@ -69,7 +69,7 @@ def collect(policy, tokenizer, examples, cfg):
 def check_settings(cfg):
     """Raises InputError where cfg.out has samples of other flags: a round without any has no checkpoint."""
     path = Path(cfg.out) / "settings.json"
-    settings = {name: value for name, value in asdict(cfg).items() if name not in FREE}
+    settings = {name: value for name, value in asdict(cfg).items() if name not in IGNORED_ON_RESUME}
     if path.exists() and json.loads(path.read_text()) != settings and not cfg.continue_changed:
         raise InputError(f"{cfg.out}: contains a run with other settings; use another --out, or delete the folder")
     write_text(path, json.dumps(settings))

@@ -553,6 +553,10 @@ def test_the_last_complete_box_is_found_in_one_pass(text, box):
     assert problems.last_boxed(text) == box and time.time() - started < 10
 
 
+def rewrite(segment, records, ask, path):
+    return segment.rewrite_solutions(records, ask, path, segment.REWRITE, segment.has_steps, segment.last_boxed)
+
+
 # Rewriting
 PROSE = "We add the two numbers and obtain their sum, which is then divided by two as the problem asks, so the mean is \\boxed{4}."
 
@@ -561,7 +565,7 @@ def test_rewriting_keeps_what_passes_the_check_and_counts_what_does_not_while_it
     records = [{"id": str(i), "problem": f"p{i}", "solution": s} for i, s in enumerate([PROSE, PROSE, PROSE, "4", numbered("{}. **T**")])]
     answers = {"p0": "<think>hm</think>\n1. **Add** a + b\n2. **Halve** \\boxed{4}", "p1": "no list", "p2": "1. **Add** a\n2. **Halve** \\boxed{5}"}
     asked = []
-    outcome = segment.rewrite(records, lambda prompt: asked.append(prompt.partition("Problem:\n")[2][:2]) or answers[asked[-1]], tmp_path / "rewritten.jsonl")
+    outcome = rewrite(segment, records, lambda prompt: asked.append(prompt.partition("Problem:\n")[2][:2]) or answers[asked[-1]], tmp_path / "rewritten.jsonl")
     assert outcome == {"rewritten": 1, "rejected, no numbered steps": 1, "rejected, another answer": 1, "too short to rewrite": 1}
     bar = capsys.readouterr().err.split("\r")[-1]
     assert "rewriting: 100%" in bar and "3/3" in bar and "rewritten=1, rejected, no numbered steps=1, rejected, another answer=1]" in bar
@@ -578,7 +582,7 @@ def test_rewriting_continues_where_it_was_interrupted(segment, tmp_path):
             asked.append(prompt)
             return last
         asked.clear()
-        return segment.rewrite([{"id": str(n), "problem": f"p{n}", "solution": PROSE} for n in (0, 1)], ask, log)
+        return rewrite(segment, [{"id": str(n), "problem": f"p{n}", "solution": PROSE} for n in (0, 1)], ask, log)
 
     with pytest.raises(KeyboardInterrupt):
         rewrite_two("1. **Add** a\n2. **Halve** \\boxed{4}", fails=True)

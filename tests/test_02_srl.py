@@ -240,7 +240,7 @@ def test_an_update_is_the_same_in_one_and_in_many_micro_batches(srl, tiny, token
 @pytest.mark.parametrize("tokens", [1, 40, 10_000])
 def test_the_gradient_of_an_sft_batch_is_that_of_one_pass_over_all_its_tokens(srl, tiny, tokenizer, task, tokens):
     """Known faults of SFT baselines: a mean of the micro-batches' means, a micro-batch that is dropped. Targets of 2 to 9 tokens."""
-    turns = [srl.sft_turn(tiny, tokenizer, {**e, "action": "1" * n}, srl.srl_prompt, "outline") for n, e in enumerate(task[1][:8], 1)]
+    turns = [srl.sft_sequence(tiny, tokenizer, {**e, "action": "1" * n}, srl.srl_prompt, "outline") for n, e in enumerate(task[1][:8], 1)]
     sequences = [prompt + target for prompt, target in turns]
     losses = [torch.nn.functional.cross_entropy(tiny(torch.tensor([ids])).logits[0, len(prompt) - 1:-1], torch.tensor(target), reduction="sum")
               for (prompt, target), ids in zip(turns, sequences, strict=True)]
@@ -264,7 +264,7 @@ def test_sft_learns_its_target(srl, task):
     ("outline", "{action}", "</think>\n{action}"), ("reasoning", "<think>two thirds</think>\n{action}", "two thirds</think>\n{action}")])
 def test_an_outline_has_no_thoughts_and_a_target_continues_those_that_the_template_opened(srl, tokenizer, opening, tiny, example, kind, target, opened):
     for tok, text in ((tokenizer, target), (opening, opened)):
-        _, ids = srl.sft_turn(tiny, tok, {**example, "thoughts": "two thirds"}, srl.srl_prompt, kind)
+        _, ids = srl.sft_sequence(tiny, tok, {**example, "thoughts": "two thirds"}, srl.srl_prompt, kind)
         assert ids == tokenizer(text.format(action=example["action"]), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     assert srl.sft_target({**example, "target": "its own"}, kind) == "its own"
 

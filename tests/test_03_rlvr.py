@@ -39,7 +39,7 @@ def test_only_the_last_box_after_the_last_think_counts_and_what_cannot_be_read_i
 def test_the_reward_of_training_is_the_grade_of_evaluation(rlvr, evaluate):
     sampled = [{"turns": [t], "tokens": [3], "finished": True} for t in ("\\boxed{5}", "\\boxed{4}", "5", "\\boxed{5.0}")]
     record = {"answer": "5", "greedy": {"turns": ["\\boxed{5}"]}, "sampled": sampled}
-    grade = evaluate.grade([record], evaluate.judge_attempts([record]))
+    grade = evaluate.benchmark_metrics([record], evaluate.judge_attempts([record]))
     rewards = [rlvr.rlvr_reward(a["turns"][-1], {"answer": "5"}) for a in record["sampled"]]
     assert grade["right"] == [sum(rewards)] == [2] and grade["greedy"] == [rlvr.rlvr_reward("\\boxed{5}", {"answer": "5"})]
     assert "rlvr.judge" in inspect.getsource(evaluate.judge_attempts) and "is_correct" in inspect.getsource(rlvr.rlvr_reward)

@@ -159,7 +159,7 @@ def test_a_column_that_is_not_found_is_called_that(evaluate, tmp_path, row, said
 # Attempts
 def test_a_right_answer_is_right_where_the_limit_cut_the_text_behind_it_as_it_is_for_the_reward(evaluate):
     record = {"answer": "5", "greedy": {"turns": ["\\boxed{5} and"]}, "sampled": [attempt(t, finished=False) for t in (RIGHT, WRONG, NONE)]}
-    grade = evaluate.grade([record], evaluate.judge_attempts([record]))
+    grade = evaluate.benchmark_metrics([record], evaluate.judge_attempts([record]))
     assert grade["right"] == [1] and grade["greedy"] == [1] and grade["verdicts"] == {"right": 1, "truncated": 2}
 
 
@@ -170,7 +170,7 @@ def test_agents_are_graded_by_their_calls_without_a_model(evaluate, monkeypatch)
     calls = agents.expert_calls(task)
     good, lost, unfixed = (attempt(*(f"<think>t</think>\n{call}" for call in part)) for part in (calls, ["nonsense"] * 12, calls[:2] + calls[-1:]))
     record = {**{name: task[name] for name in ("id", "files", "visible", "hidden")}, "answer": "", "greedy": good, "sampled": [good, lost, unfixed]}
-    grade = evaluate.grade([record], evaluate.judge_attempts([record]))
+    grade = evaluate.benchmark_metrics([record], evaluate.judge_attempts([record]))
     assert grade["greedy"] == [1] and grade["right"] == [1] and grade["verdicts"] == {"right": 1, "no answer": 1, "wrong": 1}
     assert len(calls) == 5 and grade["calls"] == 5 + 12 + 3 and grade["invalid"] == 12
     table, *_ = evaluate.make_table({"srl": [{"train_seed": 0, "benchmarks": {"modules": grade}}]})

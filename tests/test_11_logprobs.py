@@ -6,7 +6,7 @@ import torch
 from reference import PREFIXES, PROMPTS, forward_logprobs, gradient
 
 from engine import logprobs as engine_logprobs
-from engine.logprobs import group_turns, micro_batches, pack_prefix_tree, token_logprobs, tokens_after_prefix_sharing, update_cost
+from engine.logprobs import group_sequences, micro_batches, pack_prefix_tree, token_logprobs, tokens_after_prefix_sharing, update_cost
 from engine.plain import token_logprobs_plain
 from engine.rollout import generate
 
@@ -97,8 +97,8 @@ TURNS = [(prompt, completion, None, 0.0) for prompt in PREFIXES for completion i
 def test_a_micro_batch_counts_shared_tokens_once():
     computed = 3 + 7 + 1 + 4 + 2 + 2 + 1 + 5 * len(PREFIXES)
     assert sum(tokens_after_prefix_sharing(sorted(TURNS, key=lambda t: t[:2]))) == computed
-    assert len(group_turns(TURNS, computed)) == 1 and len(group_turns(TURNS, computed - 1)) == 2
-    assert len(group_turns(TURNS, computed, share=False)) > 2
+    assert len(group_sequences(TURNS, computed)) == 1 and len(group_sequences(TURNS, computed - 1)) == 2
+    assert len(group_sequences(TURNS, computed, share=False)) > 2
     cost = update_cost(TURNS, 1.0)
     assert cost["prompt_tokens_saved"] == pytest.approx(1 - 20 / (3 * sum(map(len, PREFIXES)))) and cost["completion_tokens_saved"] == pytest.approx(3 / 8)
 

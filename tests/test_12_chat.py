@@ -136,7 +136,7 @@ def test_thoughts_that_a_template_closes_are_left_to_the_policy(srl, tokenizer, 
     open_prompt, prompt = (prompt_text(with_template(tokenizer, t), srl.srl_prompt(example)) for t in (plain, plain + closed))
     assert prompt == open_prompt and opened_thought(prompt) == ""
     assert srl.srl_reward(full_text(prompt, f"<think>hm</think>\n{example['action']}"), example) == 1.0
-    ids = srl.sft_turn(tiny, with_template(tokenizer, plain + closed), {**example, "thoughts": "hm"}, srl.srl_prompt, "reasoning")[1]
+    ids = srl.sft_sequence(tiny, with_template(tokenizer, plain + closed), {**example, "thoughts": "hm"}, srl.srl_prompt, "reasoning")[1]
     assert tokenizer.decode(ids[:-1]) == f"<think>hm</think>\n{example['action']}"
     message = [{"role": "user", "content": f"What does {closed}"}]              # the end of a message is no thought of the template's
     assert prompt_text(with_template(tokenizer, "{{ messages[0]['content'] }}"), message) == message[0]["content"]
@@ -182,7 +182,7 @@ def test_a_policy_whose_think_tags_are_special_is_rewarded_as_before(srl, tokeni
 def test_an_action_that_holds_an_end_mark_or_a_think_tag_can_be_exact(srl, tokenizer, tiny, example, action):
     example = {**example, "action": action, "thoughts": "x think> y"}
     for kind, score in (("reasoning", srl.srl_reward), ("reasoning", srl.sft_reward), ("outline", srl.sft_reward)):
-        _, ids = srl.sft_turn(tiny, tokenizer, example, srl.srl_prompt, kind)
+        _, ids = srl.sft_sequence(tiny, tokenizer, example, srl.srl_prompt, kind)
         assert ids.count(tokenizer.eos_token_id) == 1 and ids[-1] == tokenizer.eos_token_id
         rollout = as_rollout(tokenizer, torch.tensor([ids]), torch.zeros(1, len(ids)), torch.tensor([len(ids)]), torch.tensor([ids[-1]]))
         assert score(rollout.texts[0], example) == 1.0

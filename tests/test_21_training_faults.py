@@ -124,7 +124,7 @@ def test_the_logged_sft_loss_is_the_mean_over_tokens(srl, task, batch):
     examples = [{**e, "action": "1 + " * i + "1"} for i, e in enumerate(examples)]               # of different lengths
     cfg = replace(cfg, method="sft", epochs=1, sft_batch=batch, learning_rate=1e-12, max_new_tokens=4)
     srl.train_sft(cfg, examples, examples[:4])
-    turns = [srl.sft_turn(policy, tokenizer, e, srl.srl_prompt, "outline") for e in examples]
+    turns = [srl.sft_sequence(policy, tokenizer, e, srl.srl_prompt, "outline") for e in examples]
     losses = torch.cat([-forward_logprobs(policy, prompt, target) for prompt, target in turns])
     assert json.loads(open(f"{cfg.out}/log.jsonl").read())["loss"] == pytest.approx(losses.mean().item(), rel=1e-4)
 
