@@ -67,12 +67,15 @@ STEP_START = re.compile(r"""^[ ]{0,3} (?:
     )""", re.MULTILINE | re.VERBOSE)
 PLAIN_START = re.compile(r"^ {0,3}\(?(\d{1,3})[.)][^\S\n]+(?=\S)", re.MULTILINE)     # 1. text, at the top
 # The heading of a part, whose steps are numbered from 1 again: ### Part (b), **Minimum:**, (b) text
-PART = re.compile(r"^ {0,3}(\#{1,6}|\*\*(?=[^\n]*\*\*\W*$)|part\b|(?=\(?[a-z]\)))[^\n]*", re.M | re.I)
-ANOTHER_SOLUTION = re.compile(r"\b(?:solution|method|approach|proof)\W*[2-9b]\b|alternative|another", re.I)
+PART = re.compile(r"""^\ {0,3}( \#{1,6} | \*\*(?=[^\n]*\*\*\W*$|\(?[a-z]\)) | part\b
+    | (?=\(?(?:[a-z]|[ivx]+)\)) )[^\n]*""", re.M | re.I | re.X)
+OTHER_SOLUTION = re.compile(r"(?i)\b(?:solution|method|approach|proof)(?:\W*[2-9]| b)\b|alternative|another")
 # What a list before the steps may hold: 1. **Condition 1:**, or a list below "the following conditions:"
-GIVEN = r"(?:(?:the|all|given|first|second) )*(?:condition|given|constraint|requirement|clue|assumption)s?"
-CONDITION = re.compile(rf"[\W_]*(?:step )?\d+[\W_]*{GIVEN}\b", re.IGNORECASE)
-CONDITIONS = re.compile(rf"(?:^[#*_ ]*|\bfollowing ){GIVEN}[:*_\s]*\Z", re.IGNORECASE | re.MULTILINE)
+GIVEN = r"""(?:(?:the|all|given|known|problem|first|second|two|three)\ )*
+    (?:condition|given|constraint|requirement|clue|assumption)s?"""
+CONDITION = re.compile(rf"[\W_]*(?:step\ )?\d+[\W_]*{GIVEN}\b", re.I | re.X)
+CONDITIONS = re.compile(rf"""(?:^[#*_\ ]*|\bfollowing\ )(?:{GIVEN}|(?:given|known)\ (?:information|data))
+    (?:\ (?:are|hold|must\ hold|are\ satisfied))?(?:\ as\ follows)?[:*_\s]*\Z""", re.I | re.M | re.X)
 
 
 def plain_titles(solution):
@@ -116,7 +119,7 @@ def part_starts(solution, lists):
         begin = text.find("\n", titles[-1].offset)
     forms = sorted(set.intersection(*map(set, headings)), key=lambda form: form.count("#") or 7)
     parts = [heading[forms[0]] for heading in headings[1:]] if forms else []
-    if len(parts) < len(lists) - 1 or any(ANOTHER_SOLUTION.search(part[0]) for part in parts):
+    if len(parts) < len(lists) - 1 or any(OTHER_SOLUTION.search(part[0]) for part in parts):
         raise ValueError("numbering restarts")
     return [lists[0][0].offset, *(part.start() for part in parts)]
 

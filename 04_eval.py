@@ -97,7 +97,8 @@ DEFAULTS = {"agent": ("modules", "larger", "kinds", "modules_oracle", "larger_or
 
 # 1. Estimators
 def pass_at_k(n, c, k):
-    """1 - C(n-c, k) / C(n, k): unbiased estimate that of k completions at least one is right, from c of n."""
+    """Unbiased estimate that at least one of k completions is right, from c right ones of n:
+    1 - C(n-c, k) / C(n, k). Raises ValueError where k is not in 1..n."""
     if not 1 <= k <= n:
         raise ValueError(f"k = {k} must be in 1..n = {n}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)

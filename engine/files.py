@@ -112,11 +112,23 @@ def read_train_and_val(folder, fields, types):
 
 
 def table_rows(table):
-    """The rows of a pyarrow table. A number of 32 bits keeps its text: 0.1, not 0.10000000149011612."""
-    for index, column in enumerate(table.columns):
-        if column.type == "float":
-            table = table.set_column(index, table.field(index).name, column.cast("string").cast("float64"))
-    return table.to_pylist()
+    """The rows of a pyarrow table, see plain_value."""
+    types = {field.name: field.type for field in table.schema}
+    return [{n: plain_value(value, types[n]) for n, value in row.items()} for row in table.to_pylist()]
+
+
+def plain_value(value, kind):
+    """A value of a pyarrow type as JSON has it: bytes are text, a map is an object; a number of 16 or 32 bits
+    keeps its text: 0.1, not 0.10000000149011612."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float) and kind.bit_width < 64:
+        return float(str(kind.to_pandas_dtype()(value)))
+    if isinstance(value, dict):
+        return {name: plain_value(part, kind.field(name).type) for name, part in value.items()}
+    if isinstance(value, list) and str(kind).startswith("map<"):
+        return {name: plain_value(part, kind.item_type) for name, part in value}
+    return [plain_value(part, kind.value_type) for part in value] if isinstance(value, list) else value
 
 
 def read_rows(source, split=None):

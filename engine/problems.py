@@ -30,12 +30,16 @@ def last_boxed(text):
 
 
 # 1. Values that say "none"
-NULL = re.compile(r"\W*(?:none|null|nil|nan|[-+]?inf)\W*", re.IGNORECASE)
-# what public data have where there is no answer: proof, notfound, N/A, unknown, "-"
-NO_ANSWER = re.compile(r"""(?:answer|solution|result)?[\s:]*(?:is\s)?(?:not|un)[\s_-]*(?:yet\s)?
-        (?:found|available|applicable|provided|given|known|specified|stated|answered)
-    | no[\s_-]*(?:final[\s_-]*|reference[\s_-]*)?answer(?:\s(?:is\s)?(?:found|given|available|provided))?
-    | (?:see\s)?(?:the\s)?(?:proof|solution)(?:[\s_-]\w+){0,2} | proved | proven | q\.?e\.?d
+NULL = re.compile(r"""\W*(?:none(?:type)?|null|nil|na[nt]|[-+]?inf(?:inity)?|pd\.na)\W*
+    | <na> | \#n/a | [][(){}"'\s]*""", re.IGNORECASE | re.VERBOSE)     # brackets, quotes around nothing
+# what public data have where there is no answer: proof, notfound, N/A, unknown, "-", after "the answer is"
+ANSWER_IS = re.compile(r"(?:the\s)?(?:final\s)?(?:answer|solution|result)\b\s*(?:is\b|:)?\s*", re.IGNORECASE)
+NO_ANSWER = re.compile(r"""(?:not|un|none)[\s_-]*(?:yet\s)?
+        (?:found|available|applicable|provided|given|known|specified|stated|answered|determined|solved)
+    | (?:no|missing|null)[\s_-]*(?:\w+[\s_-]+)?(?:answer|ground[\s_-]truth)
+        (?:\s(?:is\s)?(?:found|given|available|provided))?
+    | (?:see\s)?(?:the\s)?(?:proof|solution)(?:[\s_-]\w+){0,2} | (?:to\sbe\s|the\sstatement\sis\s)?prove[nd]?
+    | q\.?e\.?d | \\(?:black)?square | (?:n/?a|none)\W+proof | 证明 | 证明见解析 | 见解析 | 略
     | n\s?[./]\s?a | tbd | todo | missing | omitted | (?-i:NA) | [-–—−_?/\s]+
     """, re.IGNORECASE | re.VERBOSE)
 WRAPPING = re.compile(r"\\(?:(?:text|math)(?:bf|rm|it)?|boxed|fbox|mbox)\s*(?=\{)|(?<!\\)[{}$\"'`*#]")
@@ -52,20 +56,23 @@ def is_missing(value):
 def says_no_answer(text):
     r"""Whether a text holds words for "no answer", or nothing: proof, \text{N/A}, \boxed{}."""
     words = WRAPPING.sub("", unicodedata.normalize("NFKC", text)).strip(" \t\n.:!()[]<>")
-    return text.strip() not in ("<", ">") and (is_missing(words) or bool(NO_ANSWER.fullmatch(words)))
+    words = [words, words[found.end():] if (found := ANSWER_IS.match(words)) else words]
+    return text.strip() not in ("<", ">") and any(is_missing(w) or NO_ANSWER.fullmatch(w) for w in words)
 
 
 # 2. Values that are no text
 NESTED = ("value", "answer", "final_answer", "ground_truth", "text", "content")     # {"value": "29"}
 # the text of a list or an object, "['2', '3']"; not [2, 3], which is an interval
-LITERAL = re.compile(r"""\s*(?:\[[\s\[]*["'{].*\]|\{\s*["'].*\})\s*""", re.DOTALL)
+LITERAL = re.compile(r"""\s*(?:array\()?(\[[\s\[]*["'{].*\]|\{\s*["'].*\})(?:,\s*dtype=\w+)?\)?\s*""", re.S)
 
 
 def parse_literal(text, place, field):
     """The list or object that a text spells in JSON or Python; a problem that spells none is the text."""
-    for parse in (parse_json, ast.literal_eval):
+    literal = (LITERAL.fullmatch(text) or [text, text])[1]
+    numpy_list = re.sub(r"""(["'])\s+(?=["'])""", r"\1, ", literal)                      # ['2' '3']
+    for parse, spelled in ((parse_json, literal), (ast.literal_eval, numpy_list)):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            value = parse(re.sub(r"""(["'])\s+(?=["'])""", r"\1, ", text))            # numpy's ['2' '3']
+            value = parse(spelled)
             return value if isinstance(value, (list, dict)) else text
     if field != "answer":
         return text
@@ -91,6 +98,8 @@ def text_of(value, place, field, nested=False):
     if isinstance(value, (list, tuple)):
         parts = [text_of(part, place, field, True) for part in value]
         parts = [part for part in parts if not says_no_answer(part)]
+        if field == "answer":                           # \boxed{2}, 1,000 -> 2, 1000
+            parts = [re.sub(r"(?<=\d),(?=\d{3}\b)", "", last_boxed(part) or part) for part in parts]
         joined = ",".join(parts)
         if len(parts) > 1 and (field != "answer" or "\n" in joined):
             raise InputError(f"{place}: {field} is a list of {len(parts)} texts; write a row for each")
@@ -101,13 +110,16 @@ def text_of(value, place, field, nested=False):
 
 # 3. JSON reads "\frac" as a form feed and "rac"; so too \b, \t, \n and \r, and Python \a and \v
 LETTER = dict(zip("\a\b\t\n\v\f\r", "abtnvfr", strict=True))
-LOST = re.compile(r"""[\a\b\v\f] | \r(?=(?:ight\w*|ho|angle|m|ceil|floor|vert|brace|brack)(?![A-Za-z]))
-    | \t(?=(?:ext(?:bf|it|rm|tt|sf|style)?|imes|heta|anh|au|frac|binom|riangle\w*|ilde|herefore)(?![A-Za-z]))
-    | \n(?=(?:eq(?!\.?\s*\(\d)|ot|otin|abla|leq|geq|cong|subseteq|onumber|ewline|earrow)(?![A-Za-z]))
+LOST = re.compile(r"""[\a\b\v\f]
+    | \r(?=(?:ight\w*|ho|angle|m|ceil|floor|vert|brace|brack|oot|ule|aisebox|eals|estriction)(?![A-Za-z]))
+    | \t(?=(?:ext(?:bf|it|rm|tt|sf|style)?|imes|heta|anh|au|frac|binom|riangle\w*|ilde|herefore
+        |hinspace|hickapprox|woheadrightarrow)(?![A-Za-z]))
+    | \n(?=(?:eq(?!\.?\s*\(\d)|ot|otin|abla|leq|geq|cong|subseteq|onumber|ewline|earrow|warrow|olimits)
+        (?![A-Za-z]))
     """, re.VERBOSE)
 # \nu, \ne, \ni, \tan, \to may be a line that begins with u, e, i, or a tab before a word
 AMBIGUOUS = re.compile(r"\n(?=(?:u|e|i|eg|mid|exists|parallel)(?![A-Za-z]))|\t(?=(?:an|o|op|ag)(?![A-Za-z]))")
-INTACT = re.compile(r"\\[abfnrtv][a-z]")
+INTACT = re.compile(r"\\[bfnrt][a-z]")
 
 
 def restore_commands(text, formula=False):
@@ -117,21 +129,26 @@ def restore_commands(text, formula=False):
     """
     def restore(match):
         before, after = text[:match.start()].rpartition("\n\n")[2], text[match.end():].partition("\n\n")[0]
-        in_dollars = before.count("$") % 2 and "$" in after
-        in_formula = formula or in_dollars or before.rfind("\\(") > before.rfind("\\)")
+        dollars = re.sub(r"\\.", "", before).replace("$$", "$")        # \$ is money, $$ opens one too
+        opened = any(before.rfind(rf"\{a}") > before.rfind(rf"\{b}") for a, b in ("()", "[]"))
+        in_formula = formula or opened or dollars.count("$") % 2 and "$" in after
         return "\\" + LETTER[match[0]] if in_formula else match[0]
 
+    intact = INTACT.search(text)                        # this record kept its commands
     text = LOST.sub(lambda match: "\\" + LETTER[match[0]], text)
-    return text if INTACT.search(text) else AMBIGUOUS.sub(restore, text)
+    return text if intact else AMBIGUOUS.sub(restore, text)
 
 
 # 4. Thoughts, and tags around a solution
-THOUGHT_TAG = re.compile(r"""(?:<\|?|\[(?=/?THINK)|◁)(?P<close>/|end_of_)?(?:begin_of_)?
-        (?:think|thinking|thoughts?|reasoning|reflection|scratchpad)\s*(?:\|?>|\]|▷)
+THOUGHT_TAG = re.compile(r"""(?:<\|?|\[(?=/?THINK)|◁)(?P<close>/|end_of_)?(?:begin_of_)?(?:\w+:)?
+        (?:think(?:ing)?|thoughts?|reason(?:ing)?|(?:thinking|reasoning)_process|reflection|scratchpad
+        |analysis|cot|chain_of_thought|inner_monologue)\s*(?:\|?>|\]|▷)
     | (?P<final><\|channel\|>final<\|message\|>)""", re.IGNORECASE | re.VERBOSE)
-TAG = re.compile(r"</?(?:final_)?(?:answer|solution)>|<[|｜][\w▁]{3,40}[|｜]>|</s>\s*\Z", re.IGNORECASE)
+TAG = re.compile(r"""</?(?:(?:final_)?(?:answer|solution)|output|response|explanation|rationale)>
+    | <\|im_start\|>(?:assistant|answer)\n | <(?:start|end)_of_turn>(?:model\n)?
+    | <[|｜][\w▁]{3,40}[|｜]> | \A\s*<s> | </s>\s*\Z""", re.IGNORECASE | re.VERBOSE)
 SOLUTION = re.compile(r"(?is)<(?:\|begin_of_)?solution\|?>(.*?)(?:<(?:/|\|end_of_)solution\|?>|\Z)")
-ANSWER = re.compile(r"<(?:final_)?answer>([^\n]*?)</(?:final_)?answer>", re.IGNORECASE)
+ANSWER = re.compile(r"<(?:final_)?answer>\s*([^\n]*?)\s*</(?:final_)?answer>", re.IGNORECASE)
 
 
 def without_thoughts(text, tags=THOUGHT_TAG):
@@ -210,9 +227,12 @@ def read_problems(source, split=None, columns=None, need=("problem",)):
 def problem_ids(records):
     """{id: the first id of its problem}, of records with id and problem.
 
-    The same text, whatever its white space, is the same problem; so are records of the same id.
+    The same text, whatever its white space and Unicode form, is the same problem; so are records of one id.
     """
-    pairs = {(r["id"], "\U0010ffff" + "".join(r.get("problem", r["id"]).split())) for r in records}
+    def letters(text):
+        text = unicodedata.normalize("NFKC", re.sub(r"\\[ ,;:!]|~", "", text))
+        return "".join(c for c in text if c.isprintable() and not c.isspace()).rstrip(".")
+    pairs = {(r["id"], "\U0010ffff" + letters(r.get("problem", r["id"]))) for r in records}
     first, before = {name: name for pair in pairs for name in pair}, None       # a text is after every id
     while first != before:
         before = dict(first)
@@ -249,13 +269,17 @@ def find_titles(solution, pattern):
 
 
 # 7. Self-check: an answer against the box of its own solution
-MEASURED = re.compile(r"""[^\d\\+*^(){}-]*?(-?[\d,]*\.?\d+(?:/\d+)?|-?\\[dt]?frac\{\d+\}\{\d+\})
-    (?=\s|[A-Za-z]{2}|[°%$€£]|$)(?!\s*(?:pi|sqrt|log|ln|sin|cos|tan|or)\b)[^\d\\+*=(){}]*""", re.VERBOSE)
+MEASURED = re.compile(r"""(?!.*\b(?:more|less|least|most|than|fewer|greater|or)\b)      # nor x > 5, 5 x
+    (?:(?:about|approximately|approx|around|rs|us|usd|eur)\b|[^\w\\+*^(){}<>=-])*?
+    (-?[\d,]*\.?\d+(?:/\d+)?|-?\\[dt]?frac\{\d+\}\{\d+\})
+    (?=\s|[A-Za-z]{2}|[°%$€£]|$)(?!\s*(?:pi|sqrt|log|ln|sin|cos|tan|(?!(?-i:[mLgshlAVWNJKCF]))[a-z])\b)
+    [^\d\\+*=<>(){}]*""", re.VERBOSE | re.IGNORECASE)
 
 
 def without_units(answer):
     """The number of an answer with units, 29 of "29 pens"; the answer where it is something else."""
-    measured = MEASURED.fullmatch(re.sub(r"\\[$ ,;!%]|\^\{?-?\d\}?", " ", answer))       # cm^2
+    text = re.sub(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}", r" \1 ", answer)
+    measured = MEASURED.fullmatch(re.sub(r"\\[$ ,;!%]|~|\^\{?-?\d\}?", " ", text).strip())      # cm^2
     return measured[1] if measured else answer
 
 

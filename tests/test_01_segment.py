@@ -211,6 +211,8 @@ def test_rows_of_one_problem_are_on_one_side_of_the_split(segment, tmp_path):
     train, val = segment.split_by_problem(examples, 4, 0)
     sides = [{"".join(e["problem"].split()) for e in part} for part in (train, val)]
     assert not sides[0] & sides[1] and len(sides[1]) == 4 and len(val) == 4 * 4 * 2 and len(train) + len(val) == len(examples)
+    for text in ("Find ½\u200b of 4", "Find 1⁄2 of 4.", "Find \\, 1⁄2~of 4"):                    # Unicode forms, LaTeX's spaces, a full stop
+        assert set(problems.problem_ids([{"id": "a", "problem": text}, {"id": "b", "problem": "Find ½ of 4"}]).values()) == {"a"}
     # rows that are linked by an id on one side and by a text on the other are one problem
     linked = [{"id": "a", "problem": "p"}, {"id": "a", "problem": "q"}, {"id": "b", "problem": "q "}, {"id": "c", "problem": "r"}]
     assert problems.problem_ids(linked) == {"a": "a", "b": "a", "c": "c"}
@@ -248,6 +250,16 @@ def test_a_number_keeps_the_text_of_its_file(tmp_path, number, text):
     assert json.loads(json.dumps(float_)) == json.loads(number)                                             # what is written is a number again
 
 
+def test_columns_of_bytes_maps_and_nested_numbers_of_32_bits_are_read_as_json(tmp_path):
+    import pyarrow
+    arguments = pyarrow.array([[("command", "ls")]], pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    kind = pyarrow.struct([("value", pyarrow.float32())])
+    path = parquet(tmp_path / "a.parquet", problem=["p"], a=pyarrow.array([b"27"]), b=pyarrow.array([[0.1, 2.5]], pyarrow.list_(pyarrow.float32())),
+                   c=pyarrow.array([{"value": 0.1}], kind), d=arguments, e=pyarrow.array([0.1], pyarrow.float16()), f=pyarrow.array([None], pyarrow.list_(kind)))
+    (row,), _ = files.read_rows(path)
+    assert [row[name] for name in "abcdef"] == ["27", [0.1, 2.5], {"value": 0.1}, {"command": "ls"}, 0.1, None]
+
+
 def test_a_number_of_a_column_is_the_shortest_that_means_it(tmp_path, monkeypatch):
     import datasets
     import pyarrow
@@ -261,7 +273,7 @@ def test_a_number_of_a_column_is_the_shortest_that_means_it(tmp_path, monkeypatc
     assert [r["answer"] for r in problems.read_problems("owner/name", "train")] == texts
 
 
-MISSING = ["NaN", "Infinity", "-Infinity", "null", '"None"', '"nan"', '"NaN"', '"null"', '"inf"', '""', '" \\n"', '"\\u200b"', "[]", "[null]",
+MISSING = ['"<NA>"', '"NaT"', '"pd.NA"', '"#N/A"', '"NoneType"', '"-Infinity"', '"[]"', '"{}"', "NaN", "Infinity", "-Infinity", "null", '"None"', '"nan"', '"NaN"', '"null"', '"inf"', '""', '" \\n"', '"\\u200b"', "[]", "[null]",
            '{"value": null}']
 
 
@@ -283,9 +295,11 @@ def test_missing_values_of_parquet_are_missing(tmp_path):
 
 NO_ANSWER = ["proof", "notfound", "N/A", "unknown", "-", "\\boxed{}", "Proof.", "not found", "n/a", "NA", "—", "\\text{N/A}", "$-$", "**Proof**",
              "Answer not found", "No answer", "see solution", "(proof omitted)", "...", "Q.E.D.", "No final answer found", "Ｎ／Ａ",
-             "\\boxed{\\text{unknown}}", "\\boxed{-}", "not provided"]
+             "\\boxed{\\text{unknown}}", "\\boxed{-}", "not provided", "The answer is not provided", "answer: N/A", "Final answer: none", "N/A (proof)",
+             "n/a - proof", "to be proved", "the statement is proved", "$\\blacksquare$", "\\square", "missing answer", "no ground truth",
+             "No numerical answer", "None given", "not determined", "unsolved", "证明", "略"]
 ANSWERS = ["5", "<", "=", "na", "No", "\\{\\}", "\\emptyset", "-\\infty", "no solution", "undefined", "0", "-1", "n", "None of these", "A", "i", "1/2",
-           "[2, 3]", "DNE", "\\text{Monday}", "unproven", "{'a', 'b'}"]
+           "[2, 3]", "DNE", "\\text{Monday}", "unproven", "true", "the solution is x = 2", "none of these", "notable", "{'a', 'b'}"]
 
 
 @pytest.mark.parametrize("text", NO_ANSWER)
@@ -303,7 +317,8 @@ def test_an_answer_that_looks_like_none_is_kept(tmp_path, text):
 @pytest.mark.parametrize("value, answer", [
     (["2", "3"], "2,3"), (["6, 10"], "6, 10"), ({"value": 29}, "29"), ([2, 3.5], "2,3.5"), ("['2', '3']", "2,3"), ('["34"]', "34"), ("['2' '3']", "2,3"),
     ([["1", "2"], ["3", "4"]], "(1,2),(3,4)"), ({"value": ["2", "3"]}, "2,3"), ([{"value": "2"}, {"value": "3"}], "2,3"), ('{"value": "5", "unit": "cm"}', "5"),
-    ({"ground_truth": "34", "style": "rule"}, "34"), (["2", None], "2"), (["2", "proof"], "2"), ({"a": None, "b": "7"}, "7"), ([], ""), ([[]], "")])
+    ({"ground_truth": "34", "style": "rule"}, "34"), (["2", None], "2"), (["2", "proof"], "2"), ({"a": None, "b": "7"}, "7"), (["\\boxed{2}", "\\boxed{3}"], "2,3"),
+    ("array(['2', '3'], dtype=object)", "2,3"), (["1,000", "2"], "1000,2"), ([], ""), ([[]], "")])
 def test_a_list_or_object_is_one_answer_or_refused(tmp_path, value, answer):
     assert load(tmp_path, [{"question": "p", "final_answer": value}], columns={"answer": "final_answer"})[0]["answer"] == answer
 
@@ -332,6 +347,7 @@ def test_a_list_of_one_is_its_value_for_every_field(tmp_path):
 @pytest.mark.parametrize("spoilt, right", [
     ("\x08inom{5}{2}", "\\binom{5}{2}"), ("3\times 10^5", "3\\times 10^5"), ("\theta", "\\theta"), ("\x0crac{1}{2}", "\\frac{1}{2}"), ("\right)", "\\right)"),
     ("\x0bec{v}", "\\vec{v}"), ("\x07lpha", "\\alpha"), ("x\neq 2", "x\\neq 2"), ("\text{Monday}", "\\text{Monday}"), ("2\\pi \rho^2", "2\\pi \\rho^2"),
+    ("\root 3", "\\root 3"), ("a \nwarrow b", "a \\nwarrow b"), ("\thinspace", "\\thinspace"),
     ("a \notin B", "a \\notin B"), ("\nabla f", "\\nabla f"), ("\x08oxed{12}", "\\boxed{12}"), ("\triangle ABC", "\\triangle ABC"), ("\tfrac12", "\\tfrac12")])
 def test_commands_that_a_json_escape_ate_are_restored(tmp_path, spoilt, right):
     record, = load(tmp_path, [{"problem": f"Find ${spoilt}$.", "solution": f"1. **A** is {spoilt}\n2. **B** \\boxed{{{spoilt}}}", "answer": f"z {spoilt}"}])
@@ -340,7 +356,9 @@ def test_commands_that_a_json_escape_ate_are_restored(tmp_path, spoilt, right):
 
 
 def test_an_escape_that_may_be_a_line_is_restored_in_a_formula_without_other_commands_alone(tmp_path):
-    for text, right in {"Let $a \ne b$.": "Let $a \\ne b$.", "$\tan x$": "$\\tan x$"}.items():
+    for text, right in {"Let $a \ne b$.": "Let $a \\ne b$.", "$\tan x$": "$\\tan x$", "$$\tan x$$, $$x \ne 3$$": "$$\\tan x$$, $$x \\ne 3$$",
+                        "\\[ x \to 0 \\]": "\\[ x \\to 0 \\]", "costs \\$5, $x \ne 3$": "costs \\$5, $x \\ne 3$", "$\nu \neq 0$": "$\\nu \\neq 0$",
+                        "$\rho = \tan x$": "$\\rho = \\tan x$", "$\\alpha \ne 3$": "$\\alpha \\ne 3$"}.items():
         assert load(tmp_path, [{"problem": text}])[0]["problem"] == right
     for text in ("Then\nu = 5.", "a\tan apple", "1\n2", "$x \\times\ne$", "It costs $5\nu = 3", "line\nequal", "a\r\nb", "a\textra b", "By\neq. (1)"):
         assert load(tmp_path, [{"problem": text}])[0]["problem"] == text
@@ -357,7 +375,9 @@ STEPS = "1. **A** x\n2. **B** \\boxed{5}"
     f"w\n<solution>\n{STEPS}\n</solution>", f"<think>w</think><answer>\n{STEPS}\n</answer>", f"<thinking>w</thinking>{STEPS}<|im_end|>",
     f"[THINK]w[/THINK]{STEPS}</s>", f"<think>w <think> w</think> w</think>{STEPS}",
     f"<|channel|>analysis<|message|>w<|end|><|start|>assistant<|channel|>final<|message|>{STEPS}<|return|>", f"◁think▷w◁/think▷{STEPS}",
-    "1. **A** x<think> w </think>\n2. **B** \\boxed{5}", f"{STEPS}\n<think>w, never closed", f"<Reasoning>w</Reasoning>\n{STEPS}"])
+    "1. **A** x<think> w </think>\n2. **B** \\boxed{5}", f"{STEPS}\n<think>w, never closed", f"<Reasoning>w</Reasoning>\n{STEPS}",
+    f"<seed:think>w</seed:think>{STEPS}", f"<analysis>w</analysis>\n<output>\n{STEPS}\n</output>", f"<cot>w</cot><s>{STEPS}</s>",
+    f"<|im_start|>assistant\n{STEPS}<|im_end|>", f"<start_of_turn>model\n{STEPS}<end_of_turn>", f"<reason>w</reason><response>{STEPS}</response>"])
 def test_thoughts_reach_no_context_and_tags_no_target(segment, tmp_path, text):
     examples, dropped = segment.segment(load(tmp_path, [{"problem": "p", "solution": text}]))
     assert [e["action"] for e in examples] == ["1. **A** x", "2. **B** \\boxed{5}"] and not dropped
@@ -367,9 +387,10 @@ def test_thoughts_reach_no_context_and_tags_no_target(segment, tmp_path, text):
 def test_thoughts_alone_are_no_solution_and_an_answer_may_be_tagged(segment, tmp_path):
     for text in ("<think>1. **No**\n2. **No**", "1. **No**\n2. **No**</think> <answer>5</answer>"):
         assert segment.segment(load(tmp_path, [{"problem": "p", "solution": text}]))[0] == []
-    for answer in ("</think> <answer>5</answer>", "<think>6</think>5", "<solution>5</solution>", "<answer>\\boxed{5}</answer>", "5<|im_end|>"):
+    for answer in ("</think> <answer>5</answer>", "<think>6</think>5", "<solution>5</solution>", "<answer>\\boxed{5}</answer>", "5<|im_end|>", "<answer>\n5\n</answer>"):
         assert load(tmp_path, [{"problem": "p", "answer": answer}])[0]["answer"] == "5"
-    assert load(tmp_path, [{"problem": "p", "solution": "<think>3</think> <answer>5</answer>"}])[0]["answer"] == "5"
+    for answer in ("5", "\n5\n"):
+        assert load(tmp_path, [{"problem": "p", "solution": f"<think>3</think> <answer>{answer}</answer>"}])[0]["answer"] == "5"
     assert load(tmp_path, [{"problem": "p", "answer": "|x| < 2 or <|x|>"}])[0]["answer"] == "|x| < 2 or <|x|>"
 
 
@@ -384,6 +405,9 @@ def test_thoughts_alone_are_no_solution_and_an_answer_may_be_tagged(segment, tmp
     ("(a) First\n1. **A** x\n\n(b) Then\n1. **C** z", ["1. **A** x", "(b) Then\n1. **C** z"]),
     ("## Part 1\n### Step 1: A\nx\n### Step 2: B\ny\n## Part 2\n### Step 1: C\nz", ["### Step 1: A\nx", "### Step 2: B\ny", "## Part 2\n### Step 1: C\nz"]),
     ("#### Minimum:\n1. **A** x\n#### Maximum:\n1. **B** y\n#### Both:\n1. **C** z", ["1. **A** x", "#### Maximum:\n1. **B** y", "#### Both:\n1. **C** z"]),
+    ("**(a)** Add.\n1. **A** x\n\n**(b)** Then.\n1. **C** z", ["1. **A** x", "**(b)** Then.\n1. **C** z"]),
+    ("(i) First\n1. **A** x\n\n(ii) Then\n1. **C** z", ["1. **A** x", "(ii) Then\n1. **C** z"]),
+    ("### Solution (a)\n1. **A** x\n\n### Solution (b)\n1. **C** z", ["1. **A** x", "### Solution (b)\n1. **C** z"]),
     ("(a)\n1. We add two.\n2. We halve it.\n(b)\n1. We stop here.", ["1. We add two.", "2. We halve it.", "(b)\n1. We stop here."])])
 def test_plain_numbers_and_parts_are_steps(segment, solution, actions):
     steps = segment.split_steps(solution)
@@ -411,6 +435,8 @@ def test_what_a_human_would_not_cut_is_dropped(segment, solution, reason):
      ["1. **List:** 2, 4, 6.\n", "2. **Add:** \\boxed{12}"]),
     ("### Given\n1. **a is even**\n2. **a < 7**\n### Solution\n1. **List** 2, 4\n2. **Add** 6", ["1. **List** 2, 4\n", "2. **Add** 6"]),
     ("1. **The first condition** a\n2. **The second condition** b\n\n1. **List** c\n2. **Add** d", ["1. **List** c\n", "2. **Add** d"]),
+    ("The given conditions are:\n1. **Even** x\n2. **Small** y\n\nSo it is 4.", None), ("**Given Data:**\n1. **Even** x\n2. **Small** y", None),
+    ("### Known information\n1. **a is even**\n2. **a < 7**\n### Solution\n1. **List** 2, 4\n2. **Add** 6", ["1. **List** 2, 4\n", "2. **Add** 6"]),
     ("1. **Given:** a = 2\n2. **Compute:** b = 3\n", ["1. **Given:** a = 2\n", "2. **Compute:** b = 3\n"]),
     ("Using the given conditions:\n1. **Substitute** a\n2. **Conclude** b", ["1. **Substitute** a\n", "2. **Conclude** b"])])
 def test_conditions_of_the_problem_are_no_steps(segment, solution, steps):
@@ -422,7 +448,15 @@ def test_conditions_of_the_problem_are_no_steps(segment, solution, steps):
 
 
 # The self-check, and what a user sees
-@pytest.mark.parametrize("answer, box, corrected", [("29 pens", "29", "29"), ("about 29 km/h", "29", "29"), ("29 cm^2", "29", "29"),
+@pytest.mark.parametrize("answer", ["x > 5", "at least 5", "less than 5", "5 x", "n 5", "5 more than x", "5 or 6"])
+def test_what_is_more_than_a_number_with_units_is_named_and_unchanged(answer):
+    from engine.grader import compare
+    record = {"id": "7", "answer": answer, "solution": "so \\boxed{5}"}
+    (line,) = problems.check_answers([record], compare, "a.jsonl")
+    assert "are not what their solution boxes" in line and record["answer"] == answer
+
+
+@pytest.mark.parametrize("answer, box, corrected", [("29~\\text{pens}", "29", "29"), ("Rs. 29", "29", "29"), ("29 pens", "29", "29"), ("about 29 km/h", "29", "29"), ("29 cm^2", "29", "29"),
                                                     ("-5 pens", "-5", "-5"), ("3/4 of a cup", "0.75", "3/4"), ("\\frac{1}{2} cup", "0.5", "\\frac{1}{2}")])
 def test_an_answer_with_units_is_corrected_to_what_its_solution_boxes(answer, box, corrected):
     from engine.grader import compare

@@ -190,6 +190,11 @@ def native(name="bash", **arguments):
     return {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name, "arguments": json.dumps(arguments)}}]}
 
 
+def anthropic(text="", **arguments):
+    """A message of Anthropic's interface."""
+    return {"role": "assistant", "content": [{"type": "text", "text": text}, {"type": "tool_use", "id": "t", "name": "bash", "input": arguments}]}
+
+
 def user(content):
     return {"role": "user", "content": content}
 
@@ -205,6 +210,11 @@ JSON_CALL = '<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</to
     (("<command>ls</command>", PROSE), ["ls"]), (({"role": "assistant", "content": PROSE, "action": "ls"}, PROSE), ["ls"]),
     (("```bash\nls\n```", "See\n```python\nx = 1\n```", "```\ncat a\n```\n"), ["ls", "cat a"]),
     (("So\n```sh\nls\n```\nwhich prints\n```\na.py\n```\n",), ["ls"]), (("Act\n```sql\nSELECT 1\n```\n",), ["SELECT 1"]),
+    (("```bash\nls\n```", f"```bash\ncat > a <<'EOF'\n{LOOK}\nEOF\n```"), ["ls", f"cat > a <<'EOF'\n{LOOK}\nEOF"]),         # a form in a heredoc is none
+    (("```bash\nls\n```", "```bash\necho '<command>x</command>'\n```"), ["ls", "echo '<command>x</command>'"]),
+    (("```bash\nls\n```", "I see `<command>x</command>` there.\n```bash\npwd\n```"), ["ls", "pwd"]),
+    ((anthropic(command="ls"), anthropic(command="ls", text="See\n```bash\nno\n```")), [JSON_CALL, JSON_CALL]),
+    ((native(command="ls"), {"role": "assistant", "tool_calls": [{"function": {"name": "bash", "arguments": '{"command": "ls'}}]}), [JSON_CALL]),
     ((f"{JSON_CALL}\n{JSON_CALL}",), [f"{JSON_CALL}\n{JSON_CALL}"]), ((LOOK, JSON_CALL), [LOOK]),
     ((f"{PROSE}\n<tool_call>\n{{'name': 'a', 'arguments': {{}}}}\n</tool_call>",), ["<tool_call>\n{'name': 'a', 'arguments': {}}\n</tool_call>"]),
     ((PROSE, "<function=bash>\n<parameter=command>cat a"), None), ((PROSE, '<tool_call>\n{"name": "a", "arguments": {"b": 1}\n'), None)])
@@ -255,8 +265,17 @@ def test_a_call_in_thoughts_is_none(segment, reply, expected):
 def test_the_last_of_several_commands_counts(segment):
     for text in ("not\n<command>\nls\n</command>\nbut\n<command>\ncat a.py\n</command>",
                  "<command>a</command><command>b</command>\n<command>cat a.py</command> so",
-                 "<command>ls</command>\n<command> cat a.py </command>"):
+                 "<command>ls</command>\n<command> cat a.py </command>", "I use <command> tags: <command>cat a.py</command>",
+                 "<command>ls</command> but <command>\ncat a.py"):
         assert actions(segment, text) == ["cat a.py"]
+
+
+def test_observations_are_kept_whatever_they_say(segment):
+    results = ("None", "nan", [{"type": "tool_result", "tool_use_id": "t", "content": "a.py"}],
+               [{"type": "tool_result", "content": [{"type": "text", "text": "a.py"}]}])
+    for result, expected in zip(results, ("None", "nan", "a.py", "a.py"), strict=True):
+        row = {"id": "t", "messages": [user("Fix."), anthropic(command="ls"), user(result), anthropic(command="ls")]}
+        assert segment.trajectory_examples(row)[1]["context"][-1]["content"] == expected
 
 
 def test_arguments_that_parquet_filled_with_null_are_not_in_the_action(segment, tmp_path):
@@ -289,7 +308,11 @@ def test_what_is_not_resolved_in_any_spelling_is_dropped(segment):
         for row in ({"resolved": value}, {"info": {"resolved": value}}, {"info": json.dumps({"resolved": value})}):
             with pytest.raises(ValueError, match="^the task was not resolved$"):
                 actions(segment, LOOK, **row)
-    for value in (True, 1, 1.0, "1.0", "true", "Yes", "resolved"):
+    for row in ({"target": 0}, {"target": "False"}, {"report": {"resolved": False}}, {"test_result": {"report": {"resolved": "no"}}},
+                {"metadata": json.dumps({"is_resolved": 0})}):
+        with pytest.raises(ValueError, match="not resolved"):
+            actions(segment, LOOK, **row)
+    for value in (True, 1, 1.0, "1.0", "true", "Yes", "resolved", "RESOLVED_FULL", "pass"):
         assert actions(segment, LOOK, resolved=value) == [LOOK]
     with pytest.raises(ValueError, match="not resolved"):
         actions(segment, LOOK, target=False)                                                    # nebius
@@ -345,6 +368,10 @@ def test_tools_of_a_row_enter_the_prompt_once(segment, srl, tools):
     row = trajectory(native(command="ls"), tools=tools)
     row["messages"][0]["content"] = "bash: Runs a command."
     assert segment.trajectory_examples(row)[0]["system"] == "bash: Runs a command."
+    row["messages"][0]["content"] = "Runs a command. Submit."                                   # the words, but not the tool
+    assert '"name": "bash"' in segment.trajectory_examples(row)[0]["system"]
+    for none in (float("nan"), [None], None, []):
+        assert "Tools" not in segment.trajectory_examples(trajectory(LOOK, tools=none))[0]["system"].replace("Tools: ..", "")
 
 
 def test_one_traj_needs_no_flag(segment, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from ..problems import THOUGHT_TAG, is_missing, without_thoughts
 # a value may hold closing tags too: it ends where the next parameter or the end of the function follows
 PARAMETER = re.compile(r"<parameter=([^>\s]+)>(?>(.*?)</parameter>\s*(?=<parameter=|</function>))", re.DOTALL)
 XML_CALL = re.compile(rf"<function=([^>\s]+)>\s*(?:{PARAMETER.pattern})*+</function>", re.DOTALL)
-COMMAND = re.compile(r"<command>(.*?)</command>", re.DOTALL)
+COMMAND = re.compile(r"<command>((?:(?!<command>).)*?)</command>", re.DOTALL)
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 # a call may hold tags of thoughts: it edits a file that has them
 CALL_OR_THOUGHT = re.compile(rf"""{XML_CALL.pattern} | {COMMAND.pattern} | {TOOL_CALL.pattern}
@@ -33,7 +33,8 @@ def parse_call(action):
 CHATS = ("messages", "history", "trajectory", "conversations", "conversation")
 ROLES = {"system": "system developer",
          "assistant": "assistant ai gpt model bot agent tool_call function_call",
-         "user": "user human tool observation environment function tool_response ipython exit"}
+         "user": "user human tool observation environment function tool_response tool_result "
+                 "function_response ipython exit"}
 ROLES = {name: role for role, names in ROLES.items() for name in names.split()}
 TEXTS = ("content", "value", "text", "system_prompt")
 
@@ -83,9 +84,12 @@ def messages_of(row, place=""):
 
 def message_text(message):
     """The text of a chat message; its content may be a list of parts."""
-    content = next((message[name] for name in TEXTS if not is_missing(message.get(name))), "")
-    parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") or "" if isinstance(part, dict) else part for part in parts]
+    content = next((message[name] for name in TEXTS if message.get(name) not in (None, "")), "")
+    texts = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, dict):                                  # Anthropic's tool_result has content
+            part = part.get("text") or (message_text(part) if part.get("type") == "tool_result" else "")
+        texts.append(part)
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
@@ -95,12 +99,15 @@ def native_calls(message, text):
     if str(role_name(message)).endswith("_call"):
         return [f"<tool_call>\n{text.strip()}\n</tool_call>"]
     found, calls = parsed(message.get("tool_calls")) or message.get("function_call"), []
+    if not found and isinstance(message.get("content"), list):                              # Anthropic's
+        found = [{**part, "arguments": part.get("input")} for part in message["content"]
+                 if isinstance(part, dict) and part.get("type") == "tool_use"]
     for call in found if isinstance(found, list) else [found]:
         function = function_of(call)
         name, arguments = json.dumps(function.get("name")), function.get("arguments") or "{}"
         if not isinstance(arguments, str):
             arguments = json.dumps(without_nulls(arguments), ensure_ascii=False)
-        if name.startswith('"'):
+        if name.startswith('"') and isinstance(parsed(arguments), dict):             # else it was cut off
             calls.append(f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>')
     return calls
 
@@ -131,6 +138,8 @@ def actions(message, text):
 
 def commands(message, text):
     """The last <command>, without its tags."""
+    last = text[text.rfind("</command>"):]
+    text = closed(text, "<command>", "</command>") if re.search(r"<command>\s", last) else text     # no prose
     return [command.strip() for command in COMMAND.findall(text)[-1:] if command.strip()]
 
 
@@ -180,7 +189,8 @@ def any_fence(message, text):
     return [block for _, block in fences(message, text)[-1:]]
 
 
-# a trajectory has one form, the first that finds a call in it: a fence in prose is none beside native calls
+# a trajectory has one form: the first with calls, if they are native or in more than half as many messages as
+# have a shell's fence. A fence in prose is no call beside native ones, a tag in a heredoc none beside fences
 FORMS = (native_calls, function_calls, json_calls, actions, commands, shell_fence, any_fence)
 # what remains of a call without its end
 CUT_OFF = {function_calls: r"<function=[^>\s]+>\s*<parameter=", json_calls: r"<tool_call>\s*\{",
@@ -191,33 +201,45 @@ def calls_by_message(messages):
     """Texts of the calls in each message, and the number of messages whose call is cut off or in thoughts."""
     agents = [message for message in messages if role_of(message) == "assistant"]
     texts = [without_thoughts(message_text(message), CALL_OR_THOUGHT) for message in agents]
+    fenced = sum(bool(shell_fence(*pair)) for pair in zip(agents, texts, strict=True))
     for form in FORMS:
         calls = [form(message, text) for message, text in zip(agents, texts, strict=True)]
-        mark = CUT_OFF.get(form, r"(?!)")
-        if any(calls) or form in (function_calls, json_calls) and re.search(mark, "\n".join(texts)):
+        mark, found = CUT_OFF.get(form, r"(?!)"), sum(map(bool, calls))
+        begun = form in (function_calls, json_calls) and not fenced and re.search(mark, "\n".join(texts))
+        if begun or found and (form is native_calls or 2 * found > fenced):
             break
     silent = [message_text(message) for message, found in zip(agents, calls, strict=True) if not found]
     return calls, sum(bool(re.search(mark, text, re.MULTILINE)) for text in silent)
 
 
 # 3. Rows to turns
+VERDICTS = ("resolved", "is_resolved")
+SUCCESS = "true 1 1.0 yes y t resolved resolved_full success passed pass solved".split()
+
+
 def is_resolved(row):
     """Whether a trajectory resolved its task; one that does not say counts."""
-    info = parsed(row.get("info"))
-    said = [source["resolved"] for source in (row, info) if isinstance(source, dict) and "resolved" in source]
-    said += [row["target"]] if isinstance(row.get("target"), bool) else []          # nebius
-    value = str(next((value for value in said if not is_missing(value)), None)).strip().lower()
-    return not said or value in ("true", "1", "1.0", "yes", "y", "t", "resolved", "success", "passed")
+    sources, values = [row], []
+    sources += map(parsed, map(row.get, ("info", "report", "test_result", "metadata", "eval_result")))
+    sources += [parsed(source.get("report")) for source in sources[1:] if isinstance(source, dict)]
+    for source in sources:
+        values += [source[name] for name in VERDICTS if isinstance(source, dict) and name in source]
+    if str(row.get("target")).lower() in ("true", "false", "0", "1", "0.0", "1.0"):         # nebius
+        values.append(row["target"])
+    value = str(next((value for value in values if not is_missing(value)), None)).strip().lower()
+    return not values or value in SUCCESS
 
 
 def tools_text(row, system, calls):
     """The tool definitions of a row as Qwen's chat template shows them, but for those that `system` has."""
     tools = parsed(row.get("tools") or row.get("functions"))
-    tools = tools if isinstance(tools, list) else [tools] if tools else []
+    tools = [tool for tool in (tools if isinstance(tools, list) else [tools]) if not is_missing(tool)]
     lines = []
     for tool in map(parsed, tools):
         described = str(function_of(tool).get("description") or "").strip()
-        if not described or described not in system:
+        named = re.search(rf"(?<!\w){re.escape(str(function_of(tool).get('name')))}(?!\w)", system)
+        quoted = json.dumps(described)[1:-1]
+        if not (described and named and (described in system or quoted in system)):
             lines.append(json.dumps(without_nulls(tool), ensure_ascii=False))
     if not lines:
         return []
