@@ -255,7 +255,8 @@ def test_columns_of_bytes_maps_and_nested_numbers_of_32_bits_are_read_as_json(tm
     arguments = pyarrow.array([[("command", "ls")]], pyarrow.map_(pyarrow.string(), pyarrow.string()))
     kind = pyarrow.struct([("value", pyarrow.float32())])
     path = parquet(tmp_path / "a.parquet", problem=["p"], a=pyarrow.array([b"27"]), b=pyarrow.array([[0.1, 2.5]], pyarrow.list_(pyarrow.float32())),
-                   c=pyarrow.array([{"value": 0.1}], kind), d=arguments, e=pyarrow.array([0.1], pyarrow.float16()), f=pyarrow.array([None], pyarrow.list_(kind)))
+                   c=pyarrow.array([{"value": 0.1}], kind), d=arguments, e=pyarrow.array([0.1], pyarrow.float16()), f=pyarrow.array([None],
+                   pyarrow.list_(kind)))
     (row,), _ = files.read_rows(path)
     assert [row[name] for name in "abcdef"] == ["27", [0.1, 2.5], {"value": 0.1}, {"command": "ls"}, 0.1, None]
 
@@ -273,7 +274,8 @@ def test_a_number_of_a_column_is_the_shortest_that_means_it(tmp_path, monkeypatc
     assert [r["answer"] for r in problems.read_problems("owner/name", "train")] == texts
 
 
-MISSING = ['"<NA>"', '"NaT"', '"pd.NA"', '"#N/A"', '"NoneType"', '"-Infinity"', '"[]"', '"{}"', "NaN", "Infinity", "-Infinity", "null", '"None"', '"nan"', '"NaN"', '"null"', '"inf"', '""', '" \\n"', '"\\u200b"', "[]", "[null]",
+MISSING = ['"<NA>"', '"NaT"', '"pd.NA"', '"#N/A"', '"NoneType"', '"-Infinity"', '"[]"', '"{}"', "NaN", "Infinity", "-Infinity", "null", '"None"', '"nan"',
+    '"NaN"', '"null"', '"inf"', '""', '" \\n"', '"\\u200b"', "[]", "[null]",
            '{"value": null}']
 
 
@@ -317,7 +319,8 @@ def test_an_answer_that_looks_like_none_is_kept(tmp_path, text):
 @pytest.mark.parametrize("value, answer", [
     (["2", "3"], "2,3"), (["6, 10"], "6, 10"), ({"value": 29}, "29"), ([2, 3.5], "2,3.5"), ("['2', '3']", "2,3"), ('["34"]', "34"), ("['2' '3']", "2,3"),
     ([["1", "2"], ["3", "4"]], "(1,2),(3,4)"), ({"value": ["2", "3"]}, "2,3"), ([{"value": "2"}, {"value": "3"}], "2,3"), ('{"value": "5", "unit": "cm"}', "5"),
-    ({"ground_truth": "34", "style": "rule"}, "34"), (["2", None], "2"), (["2", "proof"], "2"), ({"a": None, "b": "7"}, "7"), (["\\boxed{2}", "\\boxed{3}"], "2,3"),
+    ({"ground_truth": "34", "style": "rule"}, "34"), (["2", None], "2"), (["2", "proof"], "2"), ({"a": None, "b": "7"}, "7"), (["\\boxed{2}",
+    "\\boxed{3}"], "2,3"),
     ("array(['2', '3'], dtype=object)", "2,3"), (["1,000", "2"], "1000,2"), ([], ""), ([[]], "")])
 def test_a_list_or_object_is_one_answer_or_refused(tmp_path, value, answer):
     assert load(tmp_path, [{"question": "p", "final_answer": value}], columns={"answer": "final_answer"})[0]["answer"] == answer
@@ -387,7 +390,8 @@ def test_thoughts_reach_no_context_and_tags_no_target(segment, tmp_path, text):
 def test_thoughts_alone_are_no_solution_and_an_answer_may_be_tagged(segment, tmp_path):
     for text in ("<think>1. **No**\n2. **No**", "1. **No**\n2. **No**</think> <answer>5</answer>"):
         assert segment.segment(load(tmp_path, [{"problem": "p", "solution": text}]))[0] == []
-    for answer in ("</think> <answer>5</answer>", "<think>6</think>5", "<solution>5</solution>", "<answer>\\boxed{5}</answer>", "5<|im_end|>", "<answer>\n5\n</answer>"):
+    for answer in ("</think> <answer>5</answer>", "<think>6</think>5", "<solution>5</solution>", "<answer>\\boxed{5}</answer>", "5<|im_end|>",
+    "<answer>\n5\n</answer>"):
         assert load(tmp_path, [{"problem": "p", "answer": answer}])[0]["answer"] == "5"
     for answer in ("5", "\n5\n"):
         assert load(tmp_path, [{"problem": "p", "solution": f"<think>3</think> <answer>{answer}</answer>"}])[0]["answer"] == "5"
@@ -456,7 +460,8 @@ def test_what_is_more_than_a_number_with_units_is_named_and_unchanged(answer):
     assert "are not what their solution boxes" in line and record["answer"] == answer
 
 
-@pytest.mark.parametrize("answer, box, corrected", [("29~\\text{pens}", "29", "29"), ("Rs. 29", "29", "29"), ("29 pens", "29", "29"), ("about 29 km/h", "29", "29"), ("29 cm^2", "29", "29"),
+@pytest.mark.parametrize("answer, box, corrected", [("29~\\text{pens}", "29", "29"), ("Rs. 29", "29", "29"), ("29 pens", "29", "29"), ("about 29 km/h",
+    "29", "29"), ("29 cm^2", "29", "29"),
                                                     ("-5 pens", "-5", "-5"), ("3/4 of a cup", "0.75", "3/4"), ("\\frac{1}{2} cup", "0.5", "\\frac{1}{2}")])
 def test_an_answer_with_units_is_corrected_to_what_its_solution_boxes(answer, box, corrected):
     from engine.grader import compare
