@@ -13,7 +13,7 @@ import study
 import torch
 import variants
 
-from engine.files import InputError, read_jsonl, write_jsonl
+from engine.files import InputError, read_jsonl, write_jsonl, write_text
 
 STEPS = ["1. **Subtract 4 from both sides** 3x = 15", "2. **Divide both sides by 3** x = 5", "3. **State the answer** \\boxed{5}"]
 
@@ -226,7 +226,17 @@ def test_every_method_of_a_world_has_its_number_of_rollouts_whatever_the_default
     world = study.WORLDS["equations"]
     assert study.command_of("equation", world) == ("miniature/variants.py", "equation", "--rollouts", "48000")
     assert study.command_of("srl_rlvr", world) == ("03_rlvr_train.py", "--rollouts", "60000")
-    assert not set(world["study"]) & set(world["train"])
+    assert set(world["study"]) & set(world["train"]) == {"srl"} and world["study"]["srl"] == world["train"]["srl"]     # its fresh seeds
+
+
+def test_a_seed_that_is_in_the_table_of_the_methods_is_not_run_again_for_the_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(study, "trained", lambda *args: (_ for _ in ()).throw(AssertionError("runs again")))
+    write_text(tmp_path / "results/miniature/seed0/srl.json", "{}")
+    args = SimpleNamespace(world="equations", study=True, results=tmp_path / "results/study/equations")
+    assert study.job("srl", 0, args) == "srl, seed 0: has a result"
+    with pytest.raises(AssertionError, match="runs again"):
+        study.job("srl", 5, args)
 
 
 def test_a_study_of_fewer_problems_has_the_same_validation_problems(examples, tmp_path):
