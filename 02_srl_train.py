@@ -31,7 +31,7 @@ from engine.flags import parse_flags
 from engine.logprobs import micro_batches, num_tokens, token_logprobs, update_cost
 from engine.matcher import SequenceMatcher
 from engine.prefix_cache import PrefixCache
-from engine.rollout import check_lengths, generate, random_stream
+from engine.rollout import check_lengths, fits, generate, random_stream
 from engine.run import Cursor, Run
 
 HERE = Path(__file__).parent
@@ -206,9 +206,13 @@ def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, c
         contexts = {}                                               # equal contexts are computed once
         for i, g in active:
             contexts.setdefault(json.dumps(make_prompt(groups[i][g].example)), []).append((i, g))
-        members, sizes = sum(contexts.values(), []), list(map(len, contexts.values()))
+            groups[i][g].finished = False                           # where no room is left for a completion
         texts = [prompt_text(tokenizer, json.loads(context)) for context in contexts]
-        prompts, uniforms = encode_texts(tokenizer, texts), None
+        each = zip(contexts.values(), texts, encode_texts(tokenizer, texts), strict=True)
+        if not (batch := [p for p in each if not turn or fits(policy, len(p[2]) + cfg.max_new_tokens)]):
+            break
+        grouped, texts, prompts = zip(*batch, strict=True)
+        members, sizes, uniforms = sum(grouped, []), list(map(len, grouped)), None
         if temperature:                                             # uniform random numbers for sampling
             streams = {i: random_stream(seeds[i], turn, (group_size, cfg.max_new_tokens)) for i, _ in active}
             for stream in streams.values() if last_greedy else ():
@@ -217,8 +221,7 @@ def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, c
         rollout = generate(policy, tokenizer, prompts, sizes if temperature else 1, temperature,
                            cfg.max_new_tokens, cfg.max_rows, uniforms, prefix_cache)
         active, context_of = [], [n for n, size in enumerate(sizes) for _ in range(size)]
-        # greedy: one completion for all members of a context
-        sampled = range(len(members)) if temperature else context_of
+        sampled = range(len(members)) if temperature else context_of        # greedy: one for all of a context
         for (i, g), n, b in zip(members, context_of, sampled, strict=True):
             episode, text = groups[i][g], full_text(texts[n], rollout.texts[b])
             episode.turns.append(Turn(prompts[n], rollout.completions[b], rollout.logprobs[b], text))
@@ -227,8 +230,6 @@ def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, c
             if longer is not None:
                 episode.example = longer
                 active.append((i, g))
-        if not active:
-            break
     return groups
 
 
@@ -393,7 +394,8 @@ def train_sft(cfg, examples, val_examples):
     total, warmup = cfg.epochs * num, 0.3 * cfg.epochs * num        # batches
     run = Run(cfg, (examples, val_examples), make_prompt, (sft_target, None), total, "batch", SHOWN, num)
     sequences = [sft_sequence(run.policy, run.tokenizer, e, make_prompt, cfg.sft_target) for e in examples]
-    check_lengths(run.policy, max(len(prompt) + len(target) for prompt, target in sequences))
+    for e, (prompt, target) in zip(examples, sequences, strict=True):
+        check_lengths(run.policy, len(prompt) + len(target), f"{cfg.data}, problem {e['id']}: ")
     rng = random.Random(cfg.seed)
     order = [rng.sample(sequences, len(sequences)) for _ in range(cfg.epochs)]
     with run.resumable():
@@ -455,10 +457,9 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
             kept_share = sum(line["kept"] for line in recent) / sum(line["sampled"] for line in recent)
             groups, stats = collect(run.policy, run.tokenizer, cursor, make_prompt, reward_fn, extend, cfg,
                                     kept_share, most=max(1, left // cfg.group_size))
-            turns = []                                          # the turns of an episode share its advantage
-            for episodes, _, advantages in groups:
-                for episode, advantage in zip(episodes, advantages.tolist(), strict=True):
-                    turns += [(*turn[:3], advantage) for turn in episode.turns]
+            turns = [(*turn[:3], advantage) for episodes, _, advantages in groups       # share the episode's
+                     for episode, advantage in zip(episodes, advantages.tolist(), strict=True)
+                     for turn in episode.turns]
             if turns:
                 stats |= update(run.policy, run.optimizer, turns, cfg, f"{cfg.seed}, update {run.step}")
             text = sample_text(run.step + 1, stats.pop("samples"))

@@ -164,6 +164,10 @@ def main():
     make_prompt, extend, reward, check = MODES[cfg.mode]
     names = ("id", "problem", "action", "k", "n") if cfg.steps_left else ("id", "problem")
     examples, val_examples = srl.read_examples(cfg, names)
+    for e in examples if cfg.mode == "agent" else ():
+        if "k" in e and len(e.get("context", ())) != 2 * min(CONTEXT_PAIRS, e["k"] - 1):
+            raise InputError(f"{cfg.data}, problem {e['id']}: a context of {len(e['context']) // 2} calls; "
+                             f"make the data with --context_pairs {CONTEXT_PAIRS}")
     problems, val_examples = check(problem_starts(examples)), check(problem_starts(val_examples))
     if cfg.steps_left:
         problems = expert_prefixes(problems, examples, extend, cfg.steps_left)

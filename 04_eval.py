@@ -226,8 +226,8 @@ def evaluate(cfg, name, folder, benchmarks, settings, prompts):
         now = [{field: problem[field] for field in GRADED if field in problem} for problem in problems]
         records = [{**record, **part} for record, part in zip(records, now, strict=True)]
         graded = grade_stored(path.with_suffix(".grades.jsonl"), records, cfg.regrade)
-        about = {"problems": report.problems_digest(problems, GRADED)}
-        numbers[benchmark] = {**benchmark_metrics(records, graded), **about}
+        numbers[benchmark] = {**benchmark_metrics(records, graded),
+                              "problems": report.problems_digest(problems, GRADED)}
         solved += solved_problems(problems, records, benchmark, graded)
         made_by += [record["made_by"] for record in records]
     if rank() == 0:
@@ -317,7 +317,7 @@ def named_models(cfg):
 
 def check_start(cfg, models, benchmarks, make_prompt):
     """{model: {benchmark: its prompts}}. Raises InputError for what would fail after the first completion."""
-    stored.check_output(cfg.results, models, cfg.train_seed, cfg.completions, cfg.solved or cfg.results)
+    stored.check_output(cfg, models, cfg.results, cfg.completions, cfg.solved or cfg.results)
     prompts, wrong = {name: {} for name in models}, []
     for name, folder in {} if cfg.regrade else models.items():
         policy, tokenizer = load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)

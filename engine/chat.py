@@ -8,8 +8,8 @@ from .files import InputError, explain_read_errors
 
 # a template's comment that it leaves the system message out on purpose; it stays with the model's folder
 NO_SYSTEM = re.compile(r"\{#-?\s*no system message")
-# at the end of a prompt: <think></think>, or </think> alone
-CLOSED_THOUGHTS = re.compile(r"(?:<think>\s*)?</think>\s*\Z")
+# at the end of a prompt: <think>..</think>, or </think> alone
+CLOSED_THOUGHTS = re.compile(r"(?:<think>(?:(?!</?think>)[\s\S])*)?</think>\s*\Z")
 TAG = re.compile(r"</?(?:think|solution|tool_call|tool_response|function|parameter|command)>")
 # every rule by which tokenizers differ: capitals, digits, spaces, accents, other scripts
 SAMPLE = ("1. **Add 14** to\tboth  sides:\n\n  x = 2025.5, don't\n\\frac{1}{2} "
@@ -33,7 +33,12 @@ def load_tokenizer(name):
     own.no_truncation()
     own.no_padding()
     for tokenizer_class in (AutoTokenizer, PreTrainedTokenizerFast):
-        tokenizer = tokenizer_class.from_pretrained(name)
+        try:
+            tokenizer = tokenizer_class.from_pretrained(name)
+        except Exception:                               # a class may ask for tokens that the file has not
+            if tokenizer_class is PreTrainedTokenizerFast:
+                raise
+            continue
         ids = tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]
         if ids == own.encode(SAMPLE, add_special_tokens=False).ids:
             return tokenizer
@@ -126,7 +131,10 @@ def prompt_text(tokenizer, messages):
         opened = CLOSED_THOUGHTS.sub("", text)          # the policy writes its own thoughts
         text = opened if holds(opened, attempt[-1]) else text       # unless the message itself ends so
         why = "drops the instructions or the problem"
-        if on_purpose or all(holds(text, m) for m in attempt[:2] if m["role"] != "assistant"):
+        # of an agent's earlier calls a template may drop the thoughts
+        shown = [{**m, "content": m["content"].split("</think>")[-1]} if m["role"] == "assistant" else m
+                 for m in attempt]
+        if on_purpose or all(holds(text, message) for message in shown):
             return Prompt(text)
     raise InputError(f"{tokenizer.name_or_path}: its chat template {why}; correct it, or use another model")
 

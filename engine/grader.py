@@ -51,7 +51,9 @@ def parse_gold(answer, name=""):
     """
     answer = str(answer).strip()
     inside_box = last_boxed(f"\\boxed{{{answer}}}") == answer
-    if not answer or not inside_box or too_complex(answer) or ask_grader(None, answer) != "readable":
+    if not answer:
+        raise InputError(f"{name}no answer; give a number or a LaTeX expression, or remove the problem")
+    if not inside_box or too_complex(answer) or ask_grader(None, answer) != "readable":
         raise InputError(f"{name}answer {answer[:80]!r}: math-verify cannot read it; "
                          "give a number or a LaTeX expression")
 

@@ -30,10 +30,11 @@ def flag_problems(cfg):
         torch.zeros(1, device=cfg.device)
     except (RuntimeError, AssertionError) as error:
         problems.append(f"--device {cfg.device}: not available ({first_line(error)}); --device cpu always is")
+    most = 0.5 if getattr(cfg, "mode", "") in ("stepwise", "single") else 1     # std of 0 and 1; of -1 and 1
     rules = [
         (cfg.temperature == 0, "--temperature 0: must be greater, or the completions of a group are equal"),
         (cfg.group_size == 1, "--group_size 1: completions are compared in their group; use at least 2"),
-        (cfg.eps >= 1, f"--eps {cfg.eps}: no group has a greater std; use less than 1"),
+        (cfg.eps >= most, f"--eps {cfg.eps}: no group has a greater std; use less than {most}"),
         (cfg.shard and num_ranks() == 1, "--shard: there is one process; use torchrun --nproc-per-node N"),
         (cfg.shard and (cfg.lora_rank or cfg.optimizer != "adam"),
          "--shard: needs --optimizer adam and no --lora_rank; adapters fit one device"),

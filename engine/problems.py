@@ -143,7 +143,8 @@ def restore_commands(text, formula=False):
 THOUGHT_TAG = re.compile(r"""(?:<\|?|\[(?=/?THINK)|◁)(?P<close>/|end_of_)?(?:begin_of_)?(?:\w+:)?
         (?:think(?:ing)?|thoughts?|reason(?:ing)?|(?:thinking|reasoning)_process|reflection|scratchpad
         |analysis|cot|chain_of_thought|inner_monologue)\s*(?:\|?>|\]|▷)
-    | (?P<final><\|channel\|>final<\|message\|>)""", re.IGNORECASE | re.VERBOSE)
+    | <\|channel\|>analysis<\|message\|> | (?P<final><\|channel\|>final<\|message\|>)""", re.I | re.VERBOSE)
+IN_BACKTICKS = r"(?<!`)`[^`\n]+`(?!`)"       # prose about a tag
 TAG = re.compile(r"""</?(?:(?:final_)?(?:answer|solution)|output|response|explanation|rationale)>
     | <\|im_start\|>(?:assistant|answer)\n | <(?:start|end)_of_turn>(?:model\n)?
     | <[|｜][\w▁]{3,40}[|｜]> | \A\s*<s> | </s>\s*\Z""", re.IGNORECASE | re.VERBOSE)
@@ -176,7 +177,7 @@ def without_tags(text):
 
 
 # 5. Records
-def field_text(row, place, field, column, need):
+def field_text(row, place, field, column, need, fix):
     """A field of a row as text, "" without one. Raises InputError where a needed column is missing."""
     names = (column,) if column else COLUMNS[field]
     if not set(names) & set(row):
@@ -184,7 +185,7 @@ def field_text(row, place, field, column, need):
         if not (column or field in need or near):
             return ""
         messages = {"messages", "history", "trajectory", "conversations"} & set(row)
-        hint = "these look like --trajectories" if messages else f"name the right one with --{field}_column"
+        hint = "these look like --trajectories" if messages else fix.format(field)
         raise InputError(f"{place}: no {names[0]}; there are the columns {', '.join(row)}: {hint}")
     value = next((row[name] for name in names if not is_missing(row.get(name))), "")
     return restore_commands(text_of(value, place, field), field == "answer" and len(str(value)) < 200)
@@ -207,11 +208,12 @@ def read_problems(source, split=None, columns=None, need=("problem",)):
     answer: the last box of the solution. A column of answers may hold solutions. Raises InputError where
     a field of `need` has no column, a problem is empty, or an id occurs twice.
     """
+    fix = "rename the right one {}" if columns is None else "name the right one with --{}_column"
     records, first_place, columns = [], {}, columns or {}
     for number, (row, place) in enumerate(zip(*read_rows(source, split), strict=True)):
         if not isinstance(row, dict):
             raise InputError(f"{place}: no {' and no '.join(COLUMNS)}; expected an object with these")
-        record = {field: field_text(row, place, field, columns.get(field), need) for field in COLUMNS}
+        record = {field: field_text(row, place, field, columns.get(field), need, fix) for field in COLUMNS}
         if not record["problem"].strip():
             raise InputError(f"{place}: the problem is empty; write it, or remove the record")
         record["id"] = record["id"] or str(number)

@@ -48,10 +48,15 @@ def length_problems(config, model, tokens, share_prompts):
     return [f"the {tokens} tokens of the longest prompt and answer {why} {model}; {fix}" for why in problems]
 
 
-def check_lengths(policy, tokens):
-    """Raises InputError where the policy does not compute sequences of so many tokens right."""
+def fits(policy, tokens):
+    """Whether the policy computes sequences of so many tokens right."""
+    return not length_problems(policy.config, "", tokens, shares_prompts(policy))
+
+
+def check_lengths(policy, tokens, name=""):
+    """Raises InputError, beginning with `name`, where the policy does not compute so many tokens right."""
     if problems := length_problems(policy.config, policy.config.name_or_path, tokens, shares_prompts(policy)):
-        raise InputError(problems[0])
+        raise InputError(name + problems[0])
 
 
 def rows_that_fit(policy, prompts, sizes, max_new_tokens, free):

@@ -24,6 +24,8 @@ from .policy import load_policy, save_model
 from .preflight import check_start
 from .stored import digest, digest_files
 
+# the files of engine/ that decide what a completion is worth
+JUDGING = "chat problems matcher grader grader_process tools sandbox sandbox_process trajectories".split()
 # flags that do not change what is learned
 IGNORED_ON_RESUME = ("continue_changed", "save_every", "report_to", "share_prompts", "shard", "max_rows",
                      "update_tokens")
@@ -72,10 +74,20 @@ def identity_of(cfg, data, make_prompt, functions):
     """
     modules = {inspect.getmodule(getattr(f, "func", f)) for f in functions if f}
     sources = [inspect.getsource(module) for module in modules if getattr(module, "__file__", None)]
+    sources += [path.read_text() for path in Path(__file__).parent.glob("**/*.py") if path.stem in JUDGING]
     sources = sorted(ast.unparse(ast.parse(source)) for source in sources)
-    weights = digest_files(cfg.model, ".safetensors") if Path(cfg.model).is_dir() else ""
-    return {"data": digest(*data), "prompt": digest(make_prompt(data[0][0])), "code": digest(sources),
-            "weights of --model": weights}
+    values = [value for f in functions for value in bound_values(f) if isinstance(value, (str, int, float))]
+    kinds = (".safetensors", ".bin"), (".json", ".jinja", ".model", ".txt")
+    weights, files = (digest_files(cfg.model, *k) if Path(cfg.model).is_dir() else "" for k in kinds)
+    return {"data": digest(*data), "prompt": digest(make_prompt(data[0][0])), "code": digest(sources, values),
+            "weights of --model": weights, "tokenizer or configuration of --model": files}
+
+
+def bound_values(function):
+    """What a function is bound to: a partial's arguments, a closure's variables, an object's fields."""
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    bound = [*getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]
+    return cells + bound + [*getattr(function, "__dict__", {}).values()]
 
 
 def load_checkpoint(out, cfg, identity):

@@ -26,7 +26,7 @@ def digest_files(model, *suffixes):
     folder = Path(model)
     if not folder.is_dir():                             # a name of the hub: its files in the cache
         from huggingface_hub import snapshot_download
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             folder = Path(snapshot_download(str(model), local_files_only=True))
     found = []
     for path in sorted(path for path in folder.glob("*") if path.suffix in suffixes):
@@ -51,7 +51,8 @@ def made_of(model, problems, prompts, settings, code):
     for number, problem in enumerate(problems):
         texts = [problem.get(name) for name in ("problem", "system", "context", "files", "visible")]
         prompt = {"prompt": digest(prompts[number])} if prompts else {}
-        records.append({"problem": digest(*texts), "row": number, **prompt, **common})
+        row = {"row": number} if prompts else {}            # names the random stream
+        records.append({"problem": digest(*texts), **row, **prompt, **common})
     return records
 
 
@@ -117,15 +118,19 @@ def check_seeds(name, results):
         first[seed] = place
 
 
-def check_output(results, names, train_seed, *folders):
-    """Raises InputError where a folder cannot be written to, or `results` has this seed and name."""
+def check_output(cfg, names, results, *folders):
+    """Raises InputError where a folder cannot be written to, or `results` has cfg.train_seed for a name, or
+    would lose results of another cfg.mode."""
     for folder in (results, *folders) if rank() == 0 else ():       # several ranks would remove each other's
         write_text(folder / "writable", "")
         remove(folder / "writable")
     if any(path for pattern in RESULTS for path in results.glob(pattern)):
         for name, old in read_results(results).items():
             kept = [r for r in old if name not in names or Path(r["file"]) != results / f"{name}.json"]
-            check_seeds(name, kept + [{"train_seed": train_seed}] * (name in names))
+            check_seeds(name, kept + [{"train_seed": cfg.train_seed}] * (name in names))
+            modes = {r.get("decoding", {}).get("mode", cfg.mode) for r in old if r not in kept}
+            for mode in modes - {cfg.mode}:
+                raise InputError(f"{results / name}.json: results of --mode {mode}; use another --results")
 
 
 def merged(provenances):

@@ -330,7 +330,7 @@ def test_a_list_or_object_is_one_answer_or_refused(tmp_path, value, answer):
     ({"problem": "p", "answer": {"a": "1", "b": "2"}}, "line 1: answer is an object of a, b"), ({"problem": "p", "answer": "['2', '3'"}, None),
     ({"problem": "p", "answer": "['2', x]"}, "line 1: answer .* cannot be read"), ({"problem": ["p", "q"]}, "line 1: problem is a list of 2"),
     ({"problem": "p", "solution": ["1. **A**", "1. **B**"]}, "line 1: solution is a list of 2"),
-    ({"problem": "p", "anwser": "5"}, "no answer; .*anwser.*--answer_column"),
+    ({"problem": "p", "anwser": "5"}, "no answer; .*anwser: rename the right one answer"),
     ({"problem": "p", "answer": ["a\nb", "c"]}, "line 1: answer is a list of 2")])
 def test_what_is_not_one_value_is_named(tmp_path, row, message):
     if not message:

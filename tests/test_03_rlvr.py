@@ -6,7 +6,7 @@ import agents
 import pytest
 
 from engine.agents import sandbox
-from engine.files import InputError
+from engine.files import InputError, write_jsonl
 from engine.rollout import Rollout
 
 
@@ -53,6 +53,18 @@ def test_an_episode_begins_without_any_step_a_turn_adds_its_own_and_an_answer_en
     assert rlvr.next_turn(example, "<think>nothing</think>") is None
     assert rlvr.next_turn(example, "<think>thoughts without an end, 2. **Divide** x = 5") is None      # thoughts never become context
     assert rlvr.next_turn(example, "2. **Divide both sides by 3** x = 5 <think>or") == following
+
+
+@pytest.mark.parametrize("room, turns, finished", [(10_000, 5, True), (250, 1, False), (330, 2, False)])
+def test_an_attempt_that_leaves_no_room_for_another_completion_ends_truncated(srl, rlvr, example, tokenizer, tiny, monkeypatch, room, turns, finished):
+    def generate(policy, tokenizer, prompts, sizes, *rest, **options):
+        n = sum(sizes)
+        return Rollout([[1]] * n, [[-1.0]] * n, ["<think>t</think>\n2. **Add 1 to both sides** " + "3x + 1 = 15 + 1 " * 9] * n, [True] * n)
+    monkeypatch.setattr(srl, "generate", generate)
+    tiny.config.max_position_embeddings = room
+    cfg = rlvr.Config(max_turns=5, max_new_tokens=200, device="cpu")
+    episode, other = srl.run_episodes(tiny, tokenizer, [example], 2, srl.srl_prompt, rlvr.next_turn, cfg)[0]
+    assert len(episode.turns) == len(other.turns) == turns and episode.finished == other.finished == finished
 
 
 def test_a_problem_without_an_answer_is_counted_and_one_whose_answer_cannot_be_read_is_named_and_both_are_left_out(rlvr, capsys):
@@ -109,6 +121,19 @@ def test_the_context_of_an_episode_is_that_of_the_examples_which_segmentation_ma
         example = rlvr.next_call(example, e["action"]) or example
     (start,) = rlvr.problem_starts(examples)
     assert start["context"] == [] and rlvr.judge_calls(agents.expert_calls(task), start) == ("right", 0)
+
+
+def test_data_with_another_number_of_calls_in_the_context_are_refused(rlvr, segment, task, tmp_path, monkeypatch):
+    row = {"id": "t", **{name: task[name] for name in ("files", "visible", "hidden")}, "messages": [
+        {"role": "user", "content": "Fix."}, *({"role": role, "content": text} for _ in range(5) for role, text in (
+            ("assistant", agents.call_text("list")), ("user", "a.py")))]}
+    for pairs in (1, 3):
+        examples = segment.trajectory_examples(row, pairs=pairs)
+        for name, id in (("train", "t"), ("val", "v")):
+            write_jsonl(tmp_path / f"{name}.jsonl", [{**e, "id": id} for e in examples])
+        monkeypatch.setattr("sys.argv", ["03_rlvr_train.py", "--mode", "agent", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+        with pytest.raises(InputError, match=f"problem t: a context of {pairs} calls; make the data with --context_pairs 2"):
+            rlvr.main()
 
 
 def test_an_agent_acts_until_it_submits_and_the_turns_share_its_advantage(srl, rlvr, task, tokenizer, tiny, monkeypatch):

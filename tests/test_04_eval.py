@@ -138,7 +138,7 @@ def test_a_benchmark_that_cannot_serve_is_refused_and_the_problem_named(evaluate
     with pytest.raises(InputError, match="no such file, and no benchmark of the hub: amc23, aime24"):
         evaluate.load_benchmark("amc42")
     write_jsonl(path, [{"problem": "p", "answer": 1}, {"problem": "q"}])
-    with pytest.raises(InputError, match="problem 1: answer ''"):
+    with pytest.raises(InputError, match="problem 1: no answer; give"):
         evaluate.load_benchmark(path)
     write_jsonl(path, [{"id": 7, "problem": "p", "answer": "5"}])
     with pytest.raises(InputError, match="problem 7: no files"):
@@ -288,6 +288,8 @@ def test_regrade_takes_the_answers_of_today_without_a_model_and_refuses_other_pr
         path.unlink()
     made, found = job("--regrade")
     assert made == [] and found["benchmarks"]["b"]["greedy"] == [1, 1]
+    exchange_rows(tmp_path)                                     # grading needs no random stream, which a row names
+    assert job("--regrade")[1]["benchmarks"]["b"]["greedy"] == [1, 1]
     before = (tmp_path / "r/m.json").read_text()
     for change, flags in ((lambda folder: None, ("--temperature", 0.5)), (change_weights, ()), (replace("1 + 1", "1 + 2"), ())):
         with pytest.raises(InputError, match="no completions with these settings; run without --regrade"):
@@ -418,7 +420,13 @@ def test_a_file_that_is_no_result_is_named(evaluate, tmp_path, text):
         evaluate.show(tmp_path)
 
 
-def test_agents_results_do_not_overwrite_those_of_equations(evaluate):
+def test_agents_results_do_not_overwrite_those_of_equations(evaluate, job, tmp_path):
+    job()
+    result = json.loads((tmp_path / "r/m.json").read_text())
+    for mode in ("agent", "single"):
+        write_text(tmp_path / "r/m.json", json.dumps({**result, "decoding": {**result["decoding"], "mode": mode}}))
+        with pytest.raises(InputError, match=f"m.json: results of --mode {mode}; use another --results"):
+            job()
     assert evaluate.AGENTS.results not in (evaluate.Config.results, None) and evaluate.AGENTS.completions != evaluate.Config.completions
     assert evaluate.AGENTS.results.parent == evaluate.Config.results            # which git ignores, and whose table does not read it
 

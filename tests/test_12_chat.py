@@ -123,6 +123,18 @@ def test_a_template_that_has_the_instructions_in_other_white_space_or_as_json_is
             prompt_text(with_template(tokenizer, template), [{"role": "system", "content": "Do."}, {"role": "user", "content": "Solve."}, *messages[1:]])
 
 
+def test_a_template_that_drops_an_agents_calls_or_observations_is_refused_but_it_may_drop_their_thoughts(tokenizer):
+    messages = [{"role": "user", "content": "Fix."}, {"role": "assistant", "content": "<think>hm</think>\nls"}, {"role": "user", "content": "a.py"}]
+    loop = "{% for m in messages %}WHAT{% endfor %}<|assistant|>"
+    for what, refused in (("{{ m['content'] if loop.first }}", True), ("{{ m['content'] if m['role'] == 'user' }}", True),
+                          ("{{ m['content'].split('</think>')[-1] }}", False), ("{{ m['content'] }}", False)):
+        if refused:
+            with pytest.raises(InputError, match="drops the instructions or the problem"):
+                prompt_text(with_template(tokenizer, loop.replace("WHAT", what)), messages)
+        else:
+            assert "ls" in prompt_text(with_template(tokenizer, loop.replace("WHAT", what)), messages)
+
+
 def test_a_template_that_leaves_the_instructions_out_on_purpose_says_so_and_keeps_it_with_the_model(tokenizer, messages, tmp_path):
     assert "no system message" in tokenizer.chat_template
     tokenizer.save_pretrained(tmp_path)
@@ -130,7 +142,7 @@ def test_a_template_that_leaves_the_instructions_out_on_purpose_says_so_and_keep
     assert prompt_text(load_tokenizer(tmp_path), messages) == prompt_text(tokenizer, messages) == f"<|user|>{messages[1]['content']}<|assistant|>"
 
 
-@pytest.mark.parametrize("closed", ["<think>\n\n</think>\n\n", "<think></think>", "</think>", "<think>\n</think>\n"])
+@pytest.mark.parametrize("closed", ["<think>\n\n</think>\n\n", "<think>\nOkay.\n</think>\n\n", "<think></think>", "</think>", "<think>\n</think>\n"])
 def test_thoughts_that_a_template_closes_are_left_to_the_policy(srl, tokenizer, tiny, example, closed):
     plain = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{% endfor %}<|assistant|>"
     open_prompt, prompt = (prompt_text(with_template(tokenizer, t), srl.srl_prompt(example)) for t in (plain, plain + closed))

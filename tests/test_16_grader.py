@@ -94,8 +94,13 @@ SPELLINGS = {
     "42": ["\\fbox{42}", "\\framebox{42}", "\\boxed{\\boldsymbol{42}}", "\\fbox{$42$}", "\\underline{42}", "{\\bf 42}", "\\textcolor{red}{42}",
          "\\color{red}{42}", "\\text{42}"], "-\\frac{\\sqrt2}{2}": ["\\fbox{$-\\frac{1}{\\sqrt{2}}$}", "-\\bm{\\frac{\\sqrt{2}}{2}}"],
     # a choice with its value
+    "\\frac{4}{11}": ["0.\\dot{3}\\dot{6}",
+        "0.\\dot 3 \\dot 6"], "\\frac{1}{7}": ["0.\\dot{1}4285\\dot{7}"], "1234.\\overline{5}": ["1{,}234.\\overline{5}", "1,234.\\overline{5}"],
+    "1011_2": ["1{,}011_2"], "-\\frac{1}{2}": ["\\cos\\frac{2\\pi}{7}+\\cos\\frac{4\\pi}{7}+\\cos\\frac{6\\pi}{7}"],
+    "142": ["\\framebox[2cm]{142}", "\\fcolorbox{red}{white}{142}", "\\colorbox{yellow}{142}", "\\bbox[5px]{142}"],
     "C": ["\\textbf{(C)}\\ 5", "\\text{(C) } 5", "\\mathrm{(C)}~5", "(C) 5", "{\\bf (C)} 5", "\\textbf{C.}", "C)", "\\text{(C) 5}"],
-    "5": ["\\textbf{(C)}\\ 5", "\\textbf{(C) }5", "(C)\\ 5", "\\text{C: } 5", "\\textbf{(C)}\\quad 5", "\\text{(C) 5}"],
+    "5": ["\\textbf{(C)}\\ 5", "\\textbf{(C)}\\enspace 5", "\\textbf{(C)}\\hspace{.05in}5", "\\textbf{(C) }5", "(C)\\ 5", "\\text{C: } 5",
+        "\\textbf{(C)}\\quad 5", "\\text{(C) 5}"],
     "\\textbf{(C)}\\ 5": ["C", "5", "\\text{(C)}", "(C) 5.0"], "(2,-3)": ["\\textbf{(B)}\\ (2,-3)"], "-3": ["\\textbf{(E)}\\ -3"], "A+5": ["(A) + 5"],
     "P(A)": ["P(A)"], "A, C": ["(A), (C)"]}
 # of the same kinds, answers that are wrong for a gold
@@ -113,6 +118,7 @@ DIFFERENT = {
     "0.\\overline{3}": ["0.3", "0.333", "3", "0.\\overline{03}"], "0.\\overline{12}": ["0.1\\overline{2}", "0.12"], "\\overline{z}": ["z"],
     "12^{\\text{th}}": ["11^{\\text{th}}", "12^2"], "x^{th}": ["x"], "42": ["\\fbox{24}", "\\bm{4}2^2"],
     "C": ["\\textbf{(D)}\\ 5", "(B)", "\\text{(A)}\\ C", "2C", "(A), (C)"], "5": ["\\textbf{(C)}\\ 6", "\\textbf{(C)}"],
+    "A": ["\\text{(A)}\\ \\&\\ \\text{(B)}"], "1-2^{-61}": ["\\sum_{k=1}^{60} 2^{-k}"], "\\cos\\frac{\\pi}{7}": ["\\cos\\frac{\\pi}{7}+10^{-40}"],
     "\\textbf{(C)}\\ 5": ["D", "\\textbf{(D)}\\ 5", "(C) 6", "6"], "e": ["(E) 7"]}
 
 
@@ -142,7 +148,7 @@ def test_a_reference_is_read_inside_a_box_and_refused_with_the_name_of_its_probl
     for answer in ("(1,2)", "\\text{Monday}", "5", "x \\in [-2,7]", "2516_8"):
         grader.parse_gold(answer)
     for answer in ("", " ", "\\text{}", "{5", "5}", "(" * 20, "9" * 3000):
-        with pytest.raises(InputError, match="problem 7: answer .* cannot read"):
+        with pytest.raises(InputError, match="problem 7: (answer .* cannot read|no answer)"):
             grader.parse_gold(answer, "problem 7: ")
 
 

@@ -86,6 +86,16 @@ def git(folder, *command, text=None):
     ("**gone.py**\n```python\n" + bare("x = 1  \n", "").replace("x = 1  ", "x = 1").replace("SEARCH", "SEARCH  "), {"gone.py": None}),
     ("#### New file: `pkg/b.py`\n" + bare("", "b = 1\n") + "#### 2. Change in gone.py (one line)\n" + bare("x = 1\n", "x = 2\n"),
      {"pkg/b.py": "b = 1\n", "gone.py": "x = 2\n"}),
+    # a heading with more words than the path
+    *((f"{heading}\n" + bare("", "x = 1\n"), {path: "x = 1\n"}) for heading, path in (
+        ("### pkg/b.py (new file)", "pkg/b.py"), ("### New file: pkg/b.kt", "pkg/b.kt"), ("### pkg/py.typed (new file, empty)", "pkg/py.typed"),
+        ("### pkg/b.py\n#### Create the new file", "pkg/b.py"), ("### src/x.cpp (new)", "src/x.cpp"), ("### pkg/.gitignore (new)", "pkg/.gitignore"),
+        ("### b.py (see gone.txt)", "b.py"))),
+    *((f"{heading}\n" + bare("x = 1\n", "x = 2\n"), {"gone.py": "x = 2\n"}) for heading in (
+        "File: gone.py", "**File: `gone.py`**", "### ./gone.py", "1. gone.py", "- `gone.py`", "### gone.py:2", "### gone.py (as in tail.py)")),
+    ("```python gone.py\n" + bare("x = 1\n", "x = 2\n") + "```", {"gone.py": "x = 2\n"}),
+    # prose about a tag
+    ("I leave the `<think>` tag alone.\n" + GOOD + "So `</think>` stays.", {"gone.py": "x = 2\n"}),
     ("<think>first " + edit("gone.py", "x = 1\n", "x = 9\n") + "</think>\n" + edit("gone.py", "x = 1\n", 'x = "<think>"\n'), {"gone.py": 'x = "<think>"\n'}),
 ])
 def test_git_applies_the_patch_and_the_files_are_what_the_edits_say(repository, edits, changed):
@@ -104,7 +114,8 @@ def test_git_applies_the_patch_and_the_files_are_what_the_edits_say(repository, 
     (GOOD + edit("tail.py", "a = 1\n", "a = 2\n=======\n"), "malformed"),
     (edit("../out.py", "", "x\n"), "malformed"), (edit("/etc/x", "", "x\n"), "malformed"), (edit(".git/hooks/x", "", "x\n"), "malformed"),
     (edit("unseen.py", "x = 1\n", "x = 2\n"), "malformed"), (edit("gone.py", "x = 1\n", "x = 1\n"), "no change"),
-    ("<think>one idea\n" + GOOD + "but that is wrong", "no edit"), ("<thinking>\n" + GOOD, "no edit"), (GOOD + "</think>\nNothing to do.", "no edit"),
+    ("<think>one idea\n" + GOOD + "but that is wrong", "no edit"), ("<thinking>\n" + GOOD, "no edit"),
+        ("<|channel|>analysis<|message|>I try\n" + GOOD, "no edit"), (GOOD + "</think>\nNothing to do.", "no edit"),
     ("It works.\n\nSummary\n=======\n", "no edit"), (bare("x = 1\n", "x = 2\n"), "malformed"), ("### Analysis\n" + bare("x = 1\n", "x = 2\n"), "malformed"),
     ("### gone.py\n<<<<<<< SEARCH\nx = 1\n", "malformed"), ("### gone.py\n<<<<<<< SEARCH\nx = 1\n>>>>>>> REPLACE", "malformed"),
     (GOOD + edit("unseen.py", "x = 2\n", "x = 3\n"), "malformed"),                              # fits the file of the edit before
@@ -127,6 +138,8 @@ def test_the_paths_of_a_real_patch_are_read_whatever_its_lines_say(repository):
     git(folder, "add", ".")
     patch = git(folder, "diff", "--cached")
     assert '--- "a/\\303\\274.py"' in patch and "\n--- a/query.sql\n" in patch and "\n+-- a/y\n" in patch        # quoted, a removed line, an added one
+    renamed = "diff --git a/old.py b/new.py\nsimilarity index 100%\nrename from old.py\nrename to new.py\n"
+    assert swebench.changed_paths(renamed + patch)[0] == "old.py"
     assert sorted(swebench.changed_paths(patch)) == ["form feed.py", "gone.py", "pkg/__init__.py", "pkg/a.py", "ü.py"]
     assert swebench.changed_paths(git(folder, "-c", "core.quotepath=off", "diff", "--cached")) == swebench.changed_paths(patch)
 

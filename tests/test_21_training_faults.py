@@ -16,6 +16,8 @@
 """
 import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from engine.files import InputError
 from engine.optimizer import make_optimizer
 from engine.plain import sample_tokens
 from engine.policy import load_policy, save_model
+from engine.preflight import flag_problems
 
 
 @pytest.mark.parametrize("kind, more", [("gpt2", {}), ("opt", {}), ("phi", {"resid_pdrop": 0.2}),
@@ -65,7 +68,7 @@ def other_reward(text, example):
     return float(len(text) >= 8)
 
 
-def test_a_run_continues_with_the_same_data_weights_prompt_and_code_only(srl, task, tmp_path, capsys):
+def test_a_run_continues_with_the_same_data_weights_prompt_and_code_only(srl, task, tmp_path, capsys, monkeypatch):
     cfg, examples, reward = task
     cfg = replace(cfg, rollouts=32)
     srl.train(cfg, examples, examples[:4], srl.srl_prompt, reward)
@@ -80,6 +83,19 @@ def test_a_run_continues_with_the_same_data_weights_prompt_and_code_only(srl, ta
             srl.train(cfg, *args)
     both = (examples, examples), srl.srl_prompt                 # the loop is 02's also where the reward is 03's: an edit there is another run
     assert engine_run.identity_of(cfg, *both, (srl.train, reward)) != engine_run.identity_of(cfg, *both, (reward,))
+    bound = [engine_run.identity_of(cfg, *both, (partial(reward, weight=weight),)) for weight in (1, 2, 2)]
+    assert bound[0] != bound[1] == bound[2]
+    for name in ("chat_template.jinja", "config.json"):
+        path = Path(cfg.model) / name
+        text = path.read_text()
+        path.write_text(text + "\n")
+        with pytest.raises(InputError, match="other tokenizer or configuration of --model"):
+            srl.train(cfg, examples, examples[:4], srl.srl_prompt, reward)
+        path.write_text(text)
+    monkeypatch.setattr(engine_run, "JUDGING", ["chat"])                                         # as an edit of the matcher would
+    with pytest.raises(InputError, match="other code"):
+        srl.train(cfg, examples, examples[:4], srl.srl_prompt, reward)
+    monkeypatch.undo()
     policy, tokenizer = load_policy(cfg.model)
     policy.model.norm.weight.data[3] += 1e-3
     save_model(policy, tokenizer, cfg.model)
@@ -94,6 +110,13 @@ def test_settings_that_cannot_learn_are_refused(srl, task, knobs, said):
     cfg, examples, reward = task
     with pytest.raises(InputError, match=said):
         srl.train(replace(cfg, **knobs), examples, examples[:4], srl.srl_prompt, reward)
+
+
+def test_an_std_that_rewards_of_0_and_1_cannot_exceed_is_refused(rlvr, task):
+    for mode, said in (("stepwise", "less than 0.5"), ("single", "less than 0.5")):
+        cfg = rlvr.Config(model=task[0].model, out=task[0].out, mode=mode, eps=0.5)
+        assert [problem for problem in flag_problems(cfg) if said in problem]
+    assert not flag_problems(rlvr.Config(model=task[0].model, out=task[0].out, mode="agent", eps=0.5))
 
 
 @pytest.mark.parametrize("rollouts, sampled", [(16, 16), (8, 8), (44, 44), (3, 4)])

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..files import InputError, read_rows, write_jsonl
-from ..problems import THOUGHT_TAG, without_thoughts
+from ..problems import IN_BACKTICKS, THOUGHT_TAG, without_thoughts
 
 SYSTEM = (
     "You are given an issue of a Python repository and the files that have to change. You may think at any point between <think> and </think>. "
@@ -16,12 +16,15 @@ SYSTEM = (
 START, DIVIDER, END = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
 EDIT = re.compile(rf"^{START}\s*?\n(.*?)^{END}\s*?$", re.DOTALL | re.MULTILINE)
 # an edit may hold tags of thoughts: it changes a file that has them
-EDIT_OR_THOUGHT = re.compile(rf"(?-x:{EDIT.pattern}) | {THOUGHT_TAG.pattern}",
+EDIT_OR_THOUGHT = re.compile(rf"(?-x:{EDIT.pattern}) | {THOUGHT_TAG.pattern} | {IN_BACKTICKS}",
                              re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
-FILE_NAME = re.compile(r"(?:\S*/)?(?:\w*file|\S+\."
-                       r"(?:py[ix]?|rst|md|txt|cfg|toml|ini|json|ya?ml|html|css|[jt]s|c|h|in|sh))")
+FILE_NAME = re.compile(r"""(?:\S*/)?(?: (?:Make|Docker|Pip|Proc)file | \.git\w+
+    | \S+\.(?:py[ixd]?|rst|md|txt|cfg|toml|ini|json|ya?ml|html|css|[jt]sx?|c|cc|cpp|h|in|sh|typed) )
+    | \S*\w/\S*\.\w+""", re.VERBOSE)
+HEADING = re.compile(r"#+ |\W*[Ff]ile: |```\w+ ")
 # of a file that a patch changes or deletes; no line of a hunk begins with "diff"
-OLD_PATH = re.compile(r'^diff --git .*\n(?:(?!diff --git |@@ ).*\n)*?--- "?a/([^\t\r\n]*)', re.MULTILINE)
+OLD_PATH = re.compile(r'''^diff\ --git\ .*\n(?:(?!diff\ --git\ |@@\ ).*\n)*?
+    (?:---\ "?a/|rename\ from\ "?)([^\t\r\n]*)''', re.MULTILINE | re.VERBOSE)
 FIELDS = ("instance_id", "repo", "base_commit", "problem_statement", "patch")
 QUOTED = re.compile(r"[\x00-\x1f\"\\]")        # what git quotes in a path
 
@@ -35,14 +38,15 @@ def make_prompt(instance):
 
 def named_path(line, files):
     """The path that a line outside of the edits names, a heading or a given file's name alone; or None."""
-    name = line.lstrip("# ").strip(" \t*`:")
+    name = re.sub(r"^(?:#+|[-*]|\d+\.)\s+", "", line.strip()).strip(" \t*`:").removeprefix("./")
     if name in files:
         return name
-    words = [word.strip("*`:,()\"'") for word in name.split()] if re.match("#+ ", line) else []
+    words = [word.strip("*`:,()\"'").removeprefix("./") for word in name.split() if HEADING.match(line)]
+    words = [re.sub(r":\d+$", "", word) for word in words]                  # a line of the file
     found = [word for word in words if word in files] or [w for w in words if FILE_NAME.fullmatch(w)]
     if len(words) == 1 and re.search(r"/|\w\.\w|^\.\w", words[0]):
         found = words                           # a kind of file that is not known, or not inside
-    return found[-1] if found else None
+    return found[0] if found else None
 
 
 def parse_edits(text, files=()):
