@@ -1,6 +1,6 @@
 """Ablations of SRL: 02's own training with one function exchanged. A variant is a line of VARIANTS.
 
-What differs from SRL only in flags of 01 and 02 needs no line here, see STUDY in study.py.
+What differs from SRL only in flags of 01 and 02 needs no line here, see STUDY in methods.py.
 
 in:      as of 02_srl_train.py
 out:     as of 02_srl_train.py

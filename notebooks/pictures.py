@@ -557,7 +557,7 @@ def calls_of_models(similarities, verdicts):
 
 
 # 6. The study
-WORDS = {   # of a variant of miniature/study.py, for the axis
+WORDS = {   # of a variant of miniature/methods.py, for the axis
     "srl": "SRL", "srl_rlvr": "SRL then RLVR", "rejection": "rejection sampling", "best_of_8": "best of 8",
     "prefix_rlvr": "RLVR on prefixes", "reverse_curriculum": "R3, reverse curriculum",
     "equation": "equation alone", "exact": "1 if equal, else 0", "fourth_power": "R to the 4th power",

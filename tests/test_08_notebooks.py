@@ -244,7 +244,8 @@ def test_every_table_and_figure_is_that_of_its_results_in_the_readmes_too(evalua
     """<!-- table -->: results/miniature/table.md; agents: that of results/agents; tuning: its rows; summary: rows of avg@8 on hard and long."""
     for path in (ROOT / "results").glob("*/table.md"):
         assert path.read_text().strip() == evaluate.make_table(evaluate.read_results(path.parent))[0].strip() and (path.parent / "figure.png").is_file(), path
-    study, blocks = import_module("study"), dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", "".join(map(prose, READMES)), re.DOTALL))
+    study, tables = import_module("study"), import_module("study_tables")
+    blocks = dict(re.findall(r"<!-- (\w+) -->\n(.*?)<!-- /\1 -->", "".join(map(prose, READMES)), re.DOTALL))
     assert {"summary", "table", "agents"} <= set(blocks)
     rows = {evaluate.label(name): row for name, row in evaluate.make_table(evaluate.read_results(ROOT / "results/miniature"))[1].items()}
     for line in blocks.pop("summary").splitlines()[2:]:
@@ -256,7 +257,7 @@ def test_every_table_and_figure_is_that_of_its_results_in_the_readmes_too(evalua
             continue
         world = next((world for world in study.WORLDS if name.endswith(world)), "equations")
         table = ROOT / study.WORLDS[world]["results"] / "table.md"
-        expected = study.tuning_table(SimpleNamespace(world=world)) if name.startswith("tuning") else study.for_readme(table.read_text())
+        expected = tables.tuning_table(SimpleNamespace(world=world)) if name.startswith("tuning") else tables.for_readme(table.read_text())
         assert block.strip() == expected.strip(), f"{name}: run python miniature/study.py --table"
 
 

@@ -10,6 +10,7 @@ import curriculum
 import pytest
 import rejection
 import study
+import study_tables
 import torch
 import variants
 
@@ -260,12 +261,12 @@ def test_the_table_of_the_study_pairs_every_variant_with_srl_on_the_same_problem
         write(tmp_path / "old", "srl", seed, [4, 8])
         write(tmp_path / "study/w", "equation", seed, [8, 8])
     world = {**study.WORLDS["equations"], "results": tmp_path / "old"}
-    monkeypatch.setattr(study, "WORLDS", {"w": world})
-    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(study_tables, "WORLDS", {"w": world})
+    monkeypatch.setattr(study_tables, "ROOT", tmp_path)
     (tmp_path / "results").mkdir()
     (tmp_path / "README.md").write_text("")
     (tmp_path / "results/README.md").write_text("a\n<!-- study_w -->\nold\n<!-- /study_w -->\nb\n")
-    study.write_study(SimpleNamespace(world="w", results=tmp_path / "study/w"))
+    study_tables.write_study(SimpleNamespace(world="w", results=tmp_path / "study/w"))
     srl, equation = json.loads((tmp_path / "study/w.json").read_text())
     assert (srl["variant"], srl["hard"]["avg"], equation["variant"], equation["hard"]["avg"]) == ("srl", 75.0, "equation", 100.0)
     assert equation["hard"]["minus_srl"][0] == 25.0 and equation["hard"]["minus_srl"][3] == 2 and equation["validation_exact"] == [0.5, 0.6]
