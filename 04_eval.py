@@ -33,7 +33,7 @@ from engine.chat import prompt_text
 from engine.distributed import join_ranks, num_ranks, rank
 from engine.files import InputError, run_main, write_jsonl, write_text
 from engine.flags import flag_value, named_values, parse_flags
-from engine.grader import parse_gold
+from engine.grader import require_answers
 from engine.policy import load_policy
 from engine.preflight import prompt_problems
 from engine.problems import read_problems
@@ -136,12 +136,7 @@ def load_benchmark(source, limit=None, mode="stepwise"):
     problems = (read_problems(HUB[source], "test") if source in HUB else read_problems(source))[:limit]
     if mode == "agent":
         return rlvr.sandbox.with_tests(problems, f"{source}, ")
-    if len(problems[0]) > 4 and not any(p["answer"] for p in problems):     # other columns than these four
-        found = ", ".join(name for name in problems[0] if problems[0][name] != "")
-        raise InputError(f"{source}: no answer in any problem, only {found}; name that column answer")
-    for problem in problems:
-        parse_gold(problem["answer"], f"{source}, problem {problem['id']}: ")
-    return problems
+    return require_answers(problems, source)
 
 
 # 3. Attempts: sampled, graded, stored

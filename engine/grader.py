@@ -68,6 +68,16 @@ def compare(answer, gold):
     return "right" if normalized(answer) == normalized(gold) else ask_grader(answer, gold)
 
 
+def require_answers(problems, source):
+    """The problems of a benchmark. Raises InputError where one has no answer that can be read."""
+    if len(problems[0]) > 4 and not any(p["answer"] for p in problems):     # other columns than these four
+        found = ", ".join(name for name in problems[0] if problems[0][name] != "")
+        raise InputError(f"{source}: no answer in any problem, only {found}; name that column answer")
+    for problem in problems:
+        parse_gold(problem["answer"], f"{source}, problem {problem['id']}: ")
+    return problems
+
+
 def with_answers(problems):
     """The problems whose answer can be graded; prints the others. Raises InputError where none is left."""
     answered, without = [], 0
