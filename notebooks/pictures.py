@@ -563,6 +563,7 @@ WORDS = {   # of a variant of miniature/methods.py, for the axis
     "equation": "equation alone", "exact": "1 if equal, else 0", "fourth_power": "R to the 4th power",
     "formulas": "without words", "formulas_4": "without words, 4th power", "both_4": "both, 4th power",
     "both_4_p8": "both, 4th power, P = 8", "formulas_4_p8": "without words, 4th, P = 8",
+    "formulas_4_masked": "without words, 4th, no refill",
     "formulas_4_p4": "without words, 4th, P = 4", "formulas_4_g16": "without words, 4th, G = 16",
     "tokens": "tokens compared", "no_title": "without the title", "ranks": "ranks in the group",
     "all_groups": "all groups kept", "masked": "no refill", "whole": "one similarity at the end",
@@ -584,7 +585,7 @@ def study(rows, names, title):
             ax.plot(part["by_seed"], [y + 0.32] * seeds, ".", color=ink, ms=4)
             ax.plot(part["avg"], y, "o", color=ink, mfc=ink if seeds >= 5 else "white", ms=7)
         ax.set(title=benchmark, xlim=(-3, 103), xlabel="avg@8, %")
-    axes[0].set_yticks(range(len(names)), [f"{WORDS[name]} ({len(rows[name]['seeds'])})" for name in names])
+    axes[0].set_yticks(range(len(names)), [f"{WORDS.get(name, name)} ({len(rows[name]['seeds'])})" for name in names])
     axes[0].invert_yaxis()
     finish(figure, title)
 
