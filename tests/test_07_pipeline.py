@@ -94,7 +94,7 @@ def test_bad_solutions_end_in_one_line_and_exit_code_2(tmp_path, text, message):
     ("02_srl_train.py", "--model", "./nowhere", "nowhere: no such model"), ("03_rlvr_train.py", "--model", "./nowhere", "nowhere: no such model"),
     ("04_eval.py", "--k", "0", "--k 0"), ("04_eval.py", "--models", "a=./nowhere", "nowhere: no such model"),
     ("04_eval.py", "--table", "nowhere", "nowhere: no results"), ("04_eval.py", "--benchmarks", "nowhere.jsonl", "nowhere.jsonl: no such file"),
-    ("04_eval.py", "--benchmarks", "{}/unanswered.jsonl", "problem 7: answer ''")])
+    ("04_eval.py", "--benchmarks", "{}/unanswered.jsonl", "problem 7: no answer")])
 def test_bad_flags_end_in_one_line_and_exit_code_2(tmp_path, script, flag, value, message):
     (tmp_path / "unanswered.jsonl").write_text('{"id": 7, "problem": "p", "answer": ""}')
     if script == "04_eval.py":
