@@ -255,7 +255,7 @@ def grpo_loss(logprobs, old_logprobs, advantages, mask, clip_eps, loss_mean="com
     """The clipped GRPO objective, negated (paper section 3): a mean over completions of token means.
 
     logprobs, old_logprobs (B, T), advantages (B,), mask (B, T) -> scalar; no KL term. In the paper's mean a
-    token in a completion of 480 weighs a fortieth of one in a completion of 12; with "token" as much.
+    token in a completion of 480 weighs a fortieth of one in a completion of 12; with "token" the same.
     """
     assert mask.any(1).all(), "a completion without tokens"
     ratio = (logprobs - old_logprobs).exp()                         # (B, T)
@@ -457,9 +457,9 @@ def train(cfg, examples, val_examples, make_prompt, reward_fn, extend=None):
             kept_share = sum(line["kept"] for line in recent) / sum(line["sampled"] for line in recent)
             groups, stats = collect(run.policy, run.tokenizer, cursor, make_prompt, reward_fn, extend, cfg,
                                     kept_share, most=max(1, left // cfg.group_size))
-            turns = [(*turn[:3], advantage) for episodes, _, advantages in groups       # share the episode's
+            turns = [(*turn[:3], advantage) for episodes, _, advantages in groups
                      for episode, advantage in zip(episodes, advantages.tolist(), strict=True)
-                     for turn in episode.turns]
+                     for turn in episode.turns]                 # which share its advantage
             if turns:
                 stats |= update(run.policy, run.optimizer, turns, cfg, f"{cfg.seed}, update {run.step}")
             text = sample_text(run.step + 1, stats.pop("samples"))

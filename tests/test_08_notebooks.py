@@ -227,7 +227,8 @@ def test_the_readmes_own_solutions_become_examples(tmp_path, monkeypatch, segmen
 def test_the_first_screen_is_a_sentence_the_figure_the_table_and_two_commands():
     first = README.split("\n## ")[0]
     order = [first.index(mark) for mark in ("# ", "**S", "<picture>", "<!-- summary -->", "<!-- /summary -->", "python 01_segment.py", "pytest tests")]
-    assert README.splitlines().index("```bash") < 25 and order == sorted(order) and first.count("```bash") == 2 and "--execute --inplace notebooks/*.ipynb" in README
+    assert README.splitlines().index("```bash") < 25
+    assert order == sorted(order) and first.count("```bash") == 2 and "--execute --inplace notebooks/*.ipynb" in README
     assert all((ROOT / file).is_file() for file in re.findall(r"-r (\S+)", README)) and len(NOTEBOOKS) == 6
 
 
