@@ -42,6 +42,8 @@ STUDY = {
     "formulas_4_g16": (VARIANT, "formulas_4", "--group_size", "16", "--prompts_per_batch", "4"),
     "masked": (SRL, "--max_tries", "1"),
     "formulas_4_masked": (VARIANT, "formulas_4", "--max_tries", "1"),
+    "exact_masked": (VARIANT, "exact", "--max_tries", "1"),
+    "formulas_exact_masked": (VARIANT, "formulas_exact", "--max_tries", "1"),
     "g4": (SRL, "--group_size", "4", "--prompts_per_batch", "32"),      # 128 completions in a batch, as SRL
     "g16": (SRL, "--group_size", "16", "--prompts_per_batch", "8"),
     "g32": (SRL, "--group_size", "32", "--prompts_per_batch", "4"),

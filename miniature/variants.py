@@ -29,10 +29,10 @@ ORIGINAL = {"similarity": srl.similarity, "group_advantages": srl.group_advantag
 
 
 # 1. What is compared, and how: in place of 02's similarity(action, expert_action, autojunk) in [0, 1]
-def compared_by(part):
+def compared_by(part, compare=ORIGINAL["similarity"]):
     """The similarity of part(action) and part(expert's action), texts or tuples."""
     def similarity(action, expert_action, autojunk=False):
-        return ORIGINAL["similarity"](part(action), part(expert_action), autojunk)
+        return compare(part(action), part(expert_action), autojunk)
     return similarity
 
 
@@ -159,6 +159,7 @@ VARIANTS = {    # name: what of 02 is exchanged
     "both_4": {"similarity": fourth_power(average(ORIGINAL["similarity"], compared_by(formulas)))},
     "likelihood": {"score_episodes": score_by_likelihood},
     "exact": {"similarity": exact},
+    "formulas_exact": {"similarity": compared_by(formulas, exact)},
     "tokens": {"similarity": compared_by(tokens)},
     "no_title": {"similarity": compared_by(without_title)},
     "fourth_power": {"similarity": fourth_power(ORIGINAL["similarity"])},
