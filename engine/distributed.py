@@ -25,6 +25,13 @@ def join_ranks():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
+def leave_ranks():
+    """Close the process group at the end of a script: an interpreter that ends before Gloo's threads do may be
+    aborted by them (pytorch/pytorch issue 190489). After an error torchrun ends the ranks."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def gather(value):
     """The list of every rank's value."""
     values = [value] * num_ranks()

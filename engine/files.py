@@ -16,6 +16,8 @@ def run_main(main):
     try:
         main()
         sys.stdout.flush()
+        if "engine.distributed" in sys.modules:
+            sys.modules["engine.distributed"].leave_ranks()
     except InputError as error:
         rank = os.environ.get("RANK", "0")                          # set by torchrun
         print(f"error{f' (rank {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
