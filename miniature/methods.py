@@ -56,26 +56,28 @@ STUDY = {
     "minibatches2": (SRL, "--minibatches", "2"),
     "minibatches4": (SRL, "--minibatches", "4"),
     "token_mean": (SRL, "--loss_mean", "token"),
-    "targets": (SRL,),                                                  # on data of their own, see DATA
-    "title_hint": (SRL,),
+    **{name: (SRL,) for name in ("targets", "title_hint", "detours")},      # on data of their own, see DATA
+    "detours_masked": (SRL, "--max_tries", "1"),
     "whole": (VARIANT, "whole", "--prompts_per_batch", "4"),
     **{f"{method}_{n}": TRAIN[method] for method, n in FEWER},
 }
 # folder of a method's examples, where it is not `data`; flags of 01 for a folder (others: make_examples)
 DATA = {"sft_student": "data_student", "targets": "data_literal", "title_hint": "data_title",
+        "detours": "data_detours", "detours_masked": "data_detours",
         **{f"{method}_{n}": f"data_{n}" for method, n in FEWER}}
 SEGMENT = {"data": (), "data_literal": ("--targets", "literal"), "data_title": ("--title_hint",)}
 RECIPE = ("--recipe", "agents")
 SIZES = {SRL: 48_000, VARIANT: 48_000, REJECTION: 48_000, RLVR: 36_000, CURRICULUM: 108_000}
 FULL = ("--k", "8", "--limit", "None", "--benchmarks")      # of 04, whatever its defaults are
 EQUATIONS = {"base": "miniature/base", "runs": "runs/study", "results": "results/miniature", "segment": (),
-             "mode": (), "benchmarks": ("short", "hard", "long", "large"), "study_benchmarks": ("hard", "long"),
+             "detours": (), "mode": (), "benchmarks": ("short", "hard", "long", "large"), "study_benchmarks": ("hard", "long"),
              "sizes": SIZES, "train": TRAIN, "study": STUDY}
 # of each world: base model, runs and results, flags of 01 and 04, rollouts, and the command of each method
 WORLDS = {
     "equations": EQUATIONS,
     "worded": {**EQUATIONS, "base": "miniature/worded/base", "runs": "runs/study_worded",
                "results": "results/worded", "segment": ("--data", "miniature/worded/expert.jsonl"),
+               "detours": ("--worded",),
                "benchmarks": ("hard", "long"),
                "train": {name: TRAIN[name] for name in TRAIN if name != "sft_student"}},
     "agents": {"base": "miniature/agents/base", "runs": "runs/study_agents", "results": "results/agents",

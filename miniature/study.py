@@ -61,6 +61,10 @@ def make_examples(here, world, folders=("data", "data_student")):
             run(["01_segment.py", *world["segment"], *SEGMENT[name], "--out", folder], here / "segment.log",
                 folder)
             continue
+        if name == "data_detours":
+            run(["miniature/detours.py", *world["detours"], "--data", here / "data", "--out", folder],
+                here / "segment.log", folder)
+            continue
         examples = read_jsonl(here / "data/train.jsonl")
         if name == "data_student":
             examples = [{**e, "target": f"<think>{e['student_thoughts']}</think>\n{e['action']}"}
