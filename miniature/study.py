@@ -13,6 +13,7 @@ command: python miniature/study.py                       # 2 CPU cores, about 3 
          python miniature/study.py --tune                # how the settings were chosen
          python miniature/study.py --table               # only tables and figure, from results/, seconds
          python miniature/study.py --lengths runs/eval   # only tokens of each kind of step
+         python miniature/study.py --paths runs/eval     # only how attempts leave the expert's solution
 """
 import argparse
 import json
@@ -27,7 +28,7 @@ from threading import Lock
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from methods import DATA, FULL, GRID, METHODS, NEEDS, ROOT, SEGMENT, STUDY, TUNE_SEEDS, WORLDS, command_of, sized, tuning_path, with_flags  # noqa: E402
-from study_tables import write_lengths, write_study, write_table  # noqa: E402
+from study_tables import write_lengths, write_paths, write_study, write_table  # noqa: E402
 
 from engine.files import read_jsonl, run_main, write_jsonl, write_text  # noqa: E402
 
@@ -186,6 +187,8 @@ def main():
                         help="run nothing: tables and figure from the results so far")
     parser.add_argument("--lengths", type=Path, metavar="FOLDER",
                         help="run nothing: tokens of each kind of step from the completions in a folder")
+    parser.add_argument("--paths", type=Path, nargs="+", metavar="FOLDER",
+                        help="run nothing: how attempts leave the expert's solution, from completions in folders")
     parser.add_argument("--results", type=Path, help="default: results/miniature, results/agents, ..")
     args = parser.parse_args()
     world = WORLDS[args.world]
@@ -201,6 +204,8 @@ def main():
         return tune(args)
     if args.lengths:
         return write_lengths(args.lengths)
+    if args.paths:
+        return write_paths(args.paths)
     write = write_study if args.study else write_table
     if args.table:
         return write(args)

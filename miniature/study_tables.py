@@ -6,6 +6,7 @@ out:     results/WORLD/table.md and figure.png, results/study/WORLD.json and .md
 command: python miniature/study.py --table
          python miniature/study.py --study --table
          python miniature/study.py --lengths runs/eval
+         python miniature/study.py --paths runs/eval
 """
 import json
 import re
@@ -13,10 +14,12 @@ import subprocess
 import sys
 from collections import Counter
 from importlib import import_module
+from itertools import zip_longest
 from statistics import fmean
 from threading import Lock
 
 from methods import GRID, ROOT, WORLDS, command_of, tuning_path, with_flags
+from wording import unword
 
 from engine.files import read_jsonl, write_text
 from engine.stored import read_results
@@ -44,6 +47,15 @@ def tuning_table(args):
     return "\n".join(lines) + "\n"
 
 
+def stored_attempts(completions):
+    """Yields (model, benchmark, records, grades) of each graded benchmark of the equations in a folder."""
+    for path in sorted(completions.glob("*/*.grades.jsonl")):
+        benchmark = path.name.removesuffix(".grades.jsonl")
+        files = path.with_name(f"{benchmark}.jsonl"), path
+        yield path.parent.name, benchmark, *([*map(json.loads, file.read_text().splitlines()[1:])]
+                                             for file in files)
+
+
 def write_lengths(completions):
     """Print mean tokens and frequency of each kind of step, sampled, for each model with completions of the
     equations in a folder.
@@ -52,15 +64,12 @@ def write_lengths(completions):
     compares the mix, a row of this table the same kind.
     """
     tokens, kinds = {}, Counter()                           # tokens: of each model, kind -> list of lengths
-    for path in sorted(completions.glob("*/*.jsonl")):
-        if path.name.endswith(".grades.jsonl"):
-            continue
-        attempts = [a for line in path.read_text().splitlines()[1:] for a in json.loads(line)["sampled"]]
-        for attempt in attempts:
+    for model, _, records, _ in stored_attempts(completions):
+        for attempt in [attempt for record in records for attempt in record["sampled"]]:
             for text, length in zip(attempt["turns"], attempt["tokens"], strict=True):
                 title = re.search(r"\*\*(\w+)", text)
                 for kind in ("all", title[1] if title else "no title"):
-                    tokens.setdefault(path.parent.name, {}).setdefault(kind, []).append(length)
+                    tokens.setdefault(model, {}).setdefault(kind, []).append(length)
                     kinds[kind] += 1
     if not tokens:
         raise SystemExit(f"{completions}: no completions of 04_eval.py; run it first, or give the folder of "
@@ -70,6 +79,45 @@ def write_lengths(completions):
         these = [(lengths.get(kind, []), len(lengths["all"])) for lengths in tokens.values()]
         cells = [f"{fmean(ns):.1f} ({len(ns) / steps:.0%})" if ns else "" for ns, steps in these]
         print(f"| {kind} |", " | ".join(cells), "|")
+
+
+def departure(turns, problem):
+    """How an attempt leaves the expert's solution: "never", or by the first step that is not the expert's, which
+    is "valid" where the answer solves its equation, else "wrong"."""
+    from ask import last_boxed, parse_equation, srl
+
+    def value(side):                                        # of its terms, see make.py
+        return sum({"x": n * x, "c": n}[kind] if kind != "p" else n * (inner[0] * x + inner[1])
+                   for kind, n, *inner in side)
+    x = int(problem["answer"])
+    for turn, expected in zip_longest(turns, problem["solution"].split("\n"), fillvalue=""):
+        step = srl.action_of(turn)
+        step = unword(step) or step
+        if step != expected:
+            equation = parse_equation(step.rpartition("**")[2])
+            valid = value(equation[0]) == value(equation[1]) if equation else last_boxed(step) == str(x)
+            return "valid" if valid else "wrong"
+    return "never"
+
+
+def write_paths(folders):
+    """Print how sampled attempts at the miniature's benchmarks leave the expert's solution, and how many of
+    each kind are right. folders: completions of several seeds."""
+    counts = {}                                             # (model, benchmark): {(departure, is right): number}
+    for model, benchmark, records, grades in [part for folder in folders for part in stored_attempts(folder)]:
+        path = ROOT / f"miniature/benchmarks/{benchmark}.jsonl"
+        problems = {problem["id"]: problem for problem in (read_jsonl(path) if path.exists() else ())}
+        for record, grade in zip(records, grades, strict=True) if problems else ():
+            for attempt, (verdict, _) in zip(record["sampled"], grade["verdicts"][1:], strict=True):
+                kind = departure(attempt["turns"], problems[record["id"]]), verdict == "right"
+                counts.setdefault((model, benchmark), Counter())[kind] += 1
+    kinds, rows = ("never", "valid", "wrong"), []
+    for name, found in counts.items():
+        each = [(found[kind, True], found[kind, True] + found[kind, False]) for kind in kinds]
+        rows.append([*name, str(found.total()),
+                     *(f"{n / found.total():.1%}" + (f", right {right / n:.1%}" if n else "") for right, n in each)])
+    heads = ("the expert's steps", "left by a valid step", "left by a wrong step")
+    print(markdown(["model", "benchmark", "attempts", *heads], rows))
 
 
 def for_readme(table):

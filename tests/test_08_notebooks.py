@@ -274,7 +274,7 @@ def test_the_lengths_of_steps_are_counted_by_kind(tmp_path, capsys):
                 {"turns": ["<think>a</think>\n1. **Add 4 to both sides** x = 5", "no step"], "tokens": [50, 2]}]
     (tmp_path / "base").mkdir()
     (tmp_path / "base/hard.jsonl").write_text("{}\n" + json.dumps({"sampled": attempts}) + "\n")
-    (tmp_path / "base/hard.grades.jsonl").write_text("not read")
+    (tmp_path / "base/hard.grades.jsonl").write_text("{}\n{}\n")
     import_module("study").write_lengths(tmp_path)
     out = capsys.readouterr().out
     assert all(row in out for row in ("| Add | 40.0 (50%) |", "| Swap | 10.0 (25%) |", "| no title | 2.0 (25%) |", "| all | 23.0 (100%) |"))

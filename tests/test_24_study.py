@@ -6,7 +6,10 @@ import time
 from types import SimpleNamespace
 
 import agents
+import ask
 import curriculum
+import detours
+import make
 import pytest
 import rejection
 import study
@@ -247,6 +250,49 @@ def test_a_study_of_fewer_problems_has_the_same_validation_problems(examples, tm
     study.make_examples(tmp_path, study.WORLDS["equations"], study.folders_of(["srl_50", "srl"]))
     assert {e["id"] for e in read_jsonl(tmp_path / "data_50/train.jsonl")} == {e["id"] for e in many[:150]} and len(many) == 240
     assert read_jsonl(tmp_path / "data_50/val.jsonl") == examples
+
+
+# Off the expert's path
+def test_after_a_detour_the_expert_goes_on_to_the_answer_and_the_random_move_is_no_target(examples):
+    problems = [(f"p{i}", f"Solve {problem}", answer) for i, (problem, answer) in enumerate(
+        [("4(3x - 7) + 25 = 5x + 46", "7"), ("3x + 4 = 19", "5"), ("2(3x - 4) + 7 = 4x + 9", "5")] * 20)]
+    lengths = set()
+    for worded in (False, True):
+        found = {}
+        for e in detours.detour_examples(problems, 3, worded):
+            found.setdefault(e["id"], []).append(e)
+        assert len(found) == len(problems)
+        for (name, problem, answer), steps in zip(problems, found.values(), strict=True):
+            assert {(e["id"], e["problem"], e["answer"]) for e in steps} == {(f"{name}, detour", problem, answer)}
+            assert [e["k"] for e in steps] == [*range(steps[0]["k"], steps[-1]["n"] + 1)]      # from the detour to the end
+            turns = [*steps[0]["partial"].strip().split("\n"), *(e["action"] for e in steps)]
+            assert turns[-1].count(f"\\boxed{{{answer}}}") == 1 and all(turn.startswith(f"{k}. ") for k, turn in enumerate(turns, 1))
+            solution = "\n".join(make.play(ask.parse_equation(problem), make.expert_title)[0])
+            assert study_tables.departure(turns, {"solution": solution, "answer": answer}) == "valid"
+            lengths.add(len(turns) - solution.count("\n") - 1)
+    assert {0, 1} <= lengths and min(lengths) >= -2                     # another order, or a step more
+    assert detours.detour_examples(problems[:3], 3) != detours.detour_examples(problems[:3], 4)
+    with pytest.raises(InputError, match="problem a: 'How many\\?' is no equation"):
+        detours.detour_examples([("a", "How many?", "5")], 0)
+
+
+@pytest.mark.parametrize("turns, expected", [
+    (STEPS, "never"), (STEPS[:2], "wrong"), ([], "wrong"), ([*STEPS, STEPS[2]], "valid"),
+    (["<think>t</think>\n" + STEPS[0], "2. **Swap the sides** 15 = 3x"], "valid"), ([STEPS[0], "2. **Divide both sides by 3** x = 6"], "wrong"),
+    (["1. **State the answer** \\boxed{5}"], "valid"), (["1. **State the answer** \\boxed{4}"], "wrong"), (["1. ** x"], "wrong")])
+def test_an_attempt_leaves_the_experts_solution_by_a_step_that_the_answer_solves_or_not(turns, expected):
+    assert study_tables.departure(turns, {"solution": "\n".join(STEPS), "answer": "5"}) == expected
+
+
+def test_the_paths_of_attempts_are_counted_for_each_model_and_benchmark(tmp_path, capsys):
+    problem = read_jsonl(study.ROOT / "miniature/benchmarks/hard.jsonl")[0]
+    expert, other = problem["solution"].split("\n"), ["1. **Swap the sides** 1 = 2"]
+    for name, rows in (("hard", [{"id": problem["id"], "sampled": [{"turns": expert}, {"turns": other}, {"turns": other}]}]), ("own", [])):
+        (tmp_path / "srl").mkdir(exist_ok=True)
+        write_jsonl(tmp_path / f"srl/{name}.jsonl", [{}, *rows])
+        write_jsonl(tmp_path / f"srl/{name}.grades.jsonl", [{}, *({"verdicts": [["wrong", 0], ["right", 0], ["wrong", 0], ["right", 0]]} for _ in rows)])
+    study_tables.write_paths([tmp_path, tmp_path])
+    assert "| srl | hard | 6 | 33.3%, right 100.0% | 0.0% | 66.7%, right 50.0% |" in capsys.readouterr().out
 
 
 def test_the_table_of_the_study_pairs_every_variant_with_srl_on_the_same_problems_and_seeds(tmp_path, monkeypatch):
