@@ -58,12 +58,13 @@ STUDY = {
     "token_mean": (SRL, "--loss_mean", "token"),
     **{name: (SRL,) for name in ("targets", "title_hint", "detours")},      # on data of their own, see DATA
     "detours_masked": (SRL, "--max_tries", "1"),
+    "detours_formulas_4_masked": (VARIANT, "formulas_4", "--max_tries", "1"),
     "whole": (VARIANT, "whole", "--prompts_per_batch", "4"),
     **{f"{method}_{n}": TRAIN[method] for method, n in FEWER},
 }
 # folder of a method's examples, where it is not `data`; flags of 01 for a folder (others: make_examples)
 DATA = {"sft_student": "data_student", "targets": "data_literal", "title_hint": "data_title",
-        "detours": "data_detours", "detours_masked": "data_detours",
+        **dict.fromkeys(("detours", "detours_masked", "detours_formulas_4_masked"), "data_detours"),
         **{f"{method}_{n}": f"data_{n}" for method, n in FEWER}}
 SEGMENT = {"data": (), "data_literal": ("--targets", "literal"), "data_title": ("--title_hint",)}
 RECIPE = ("--recipe", "agents")
