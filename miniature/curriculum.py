@@ -1,4 +1,4 @@
-"""Rival: the reverse curriculum of R3 (arXiv 2402.05808). RLVR in rounds that begin ever earlier.
+"""Baseline: the reverse curriculum of R3 (arXiv 2402.05808). RLVR in rounds that begin ever earlier.
 
 In round n an episode begins after the expert's first steps, where 1 to n of its steps are left, and has at
 most n + 1 completions: the budget is not spent on wandering. In the last round it begins at the problem.

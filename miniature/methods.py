@@ -28,7 +28,7 @@ TRAIN = {
 }
 # a method and the number of expert problems that it has
 FEWER = [(method, n) for n in (50, 150, 400) for method in ("srl", "sft_outline", "rejection")]
-# rivals and ablations of SRL, one line each, in the order of their jobs
+# baselines and ablations of SRL, one line each, in the order of their jobs
 STUDY = {
     "srl": (SRL,),                      # with fresh seeds, added to those of the table
     "prefix_rlvr": (RLVR, "--steps_left", "100", "--rollouts", "108000"),

@@ -1,4 +1,4 @@
-"""All methods on five seeds, and the study of SRL's rivals and ablations: jobs side by side, one thread each.
+"""All methods on five seeds, and the study of SRL's baselines and ablations: jobs side by side, one thread each.
 
 A job trains one method with one seed and evaluates it by the scripts, with the flags that its log shows. One
 that has a result is skipped and an interrupted one continues, so this can be stopped and started at any time.
@@ -9,7 +9,7 @@ out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, fig
 command: python miniature/study.py                       # 2 CPU cores, about 3 h
          python miniature/study.py --seeds 0 --methods base srl
          python miniature/study.py --world agents        # the agents: results/agents, the second table
-         python miniature/study.py --study               # rivals and ablations; --methods: some of them
+         python miniature/study.py --study               # baselines and ablations; --methods: some of them
          python miniature/study.py --tune                # how the settings were chosen
          python miniature/study.py --table               # only tables and figure, from results/, seconds
          python miniature/study.py --lengths runs/eval   # only tokens of each kind of step
@@ -177,7 +177,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--world", choices=WORLDS, default="equations")
-    parser.add_argument("--study", action="store_true", help="rivals and ablations of SRL, not the table")
+    parser.add_argument("--study", action="store_true", help="baselines and ablations of SRL, not the table")
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, *STUDY], metavar="NAME",
                         help=f"default: all; {', '.join(METHODS)}; with --study {', '.join(STUDY)}")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="jobs at a time, one thread each")

@@ -566,6 +566,7 @@ WORDS = {   # of a variant of miniature/methods.py, for the axis
     "formulas_4_masked": "without words, 4th, no refill",
     "formulas_4_p4": "without words, 4th, P = 4", "formulas_4_g16": "without words, 4th, G = 16",
     "tokens": "tokens compared", "no_title": "without the title", "ranks": "ranks in the group",
+    "detours": "off the path too", "detours_masked": "off the path too, no refill",
     "all_groups": "all groups kept", "masked": "no refill", "whole": "one similarity at the end",
     "likelihood": "likelihood of the step"}
 

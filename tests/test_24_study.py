@@ -1,4 +1,4 @@
-"""Rivals and ablations of SRL: where episodes begin, what replaces 02's reward, advantage and filter, what is kept for
+"""Baselines and ablations of SRL: where episodes begin, what replaces 02's reward, advantage and filter, what is kept for
 fine-tuning, the jobs of the study and its table."""
 import json
 import sys
