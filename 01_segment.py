@@ -124,9 +124,11 @@ def part_starts(solution, lists):
     return [lists[0][0].offset, *(part.start() for part in parts)]
 
 
-def step_starts(solution):
-    """Offsets where the steps of a solution begin. Raises ValueError where they are not numbered 1..N, N > 1.
+def split_steps(solution):
+    """The steps of a solution, each an action (paper section 4.1). ValueError if not numbered 1..N, N > 1.
 
+    They join back to the solution from the first step on. The text before it, the preamble, belongs to the
+    context; the conclusion with the boxed answer to the last step, which is the one that finishes.
     Steps may hold numbered titles of another form (### Step 3 with 1. **Case one**): the outermost counts.
     Each part of a solution may count from 1 again. A list of the problem's conditions has no steps.
     """
@@ -145,16 +147,7 @@ def step_starts(solution):
     if sum(map(len, step_lists)) < 2:
         raise ValueError("fewer than two steps")
     later = [title.offset for titles in step_lists for title in titles[1:]]
-    return sorted([*part_starts(solution, step_lists), *later])
-
-
-def split_steps(solution):
-    """The steps of a solution, each an action (paper section 4.1). Raises ValueError as step_starts does.
-
-    They join back to the solution from the first step on. The text before it, the preamble, belongs to the
-    context; the conclusion with the boxed answer to the last step, which is the one that finishes.
-    """
-    starts = step_starts(solution)
+    starts = sorted([*part_starts(solution, step_lists), *later])
     return [solution[begin:end] for begin, end in pairwise([*starts, len(solution)])]
 
 
@@ -179,7 +172,7 @@ REWRITE = (
 
 def has_steps(solution):
     with suppress(ValueError):
-        return bool(step_starts(solution))
+        return bool(split_steps(solution))
 
 
 # 2. Examples: one per step
@@ -231,7 +224,7 @@ def trajectory_examples(row, pairs=2, max_observation=8000):
     return examples
 
 
-def all_examples(records, make, **options):
+def segment(records, make=solution_examples, **options):
     """(examples of make(record) for all records, dropped: id and reason where it raises ValueError)."""
     examples, dropped = [], []
     for record in records:
@@ -241,14 +234,6 @@ def all_examples(records, make, **options):
             first = str(record.get("solution") or "").strip().partition("\n")[0]
             dropped.append({"id": record["id"], "reason": str(error), "solution": first})
     return examples, dropped
-
-
-def segment(records, targets="all", title_hint=False):
-    return all_examples(records, solution_examples, targets=targets, title_hint=title_hint)
-
-
-def segment_trajectories(rows, pairs=2, max_observation=8000):
-    return all_examples(rows, trajectory_examples, pairs=pairs, max_observation=max_observation)
 
 
 # 3. Split: by problem
@@ -287,8 +272,9 @@ def read(cfg, source):
     """(records, examples, dropped, notes) of the solutions or trajectories that the flags name."""
     split = cfg.split if cfg.dataset else None
     if cfg.trajectories:
-        records, _ = read_trajectories(source, split)
-        examples, dropped = segment_trajectories(records, cfg.context_pairs, cfg.max_observation)
+        records = read_trajectories(source, split)
+        examples, dropped = segment(records, trajectory_examples, pairs=cfg.context_pairs,
+                                    max_observation=cfg.max_observation)
         cut_off = sum(row.get("cut_off", 0) for row in records)
         note = f"{cut_off} calls without an end, or inside thoughts, are left out"
         return records, examples, dropped, [note] if cut_off else []
@@ -300,7 +286,7 @@ def read(cfg, source):
         outcomes = rewrite_solutions(records, ask, path, REWRITE, has_steps, last_boxed)
         print("rewriting: " + "; ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common()))
     notes = check_answers(records, compare, source)
-    return records, *segment(records, cfg.targets, cfg.title_hint), notes
+    return records, *segment(records, targets=cfg.targets, title_hint=cfg.title_hint), notes
 
 
 def main():

@@ -25,7 +25,7 @@ import torch
 
 from engine.alarms import alarms
 from engine.chat import encode_target, encode_texts, eos_ids, fill, full_text, prompt_text, with_prompt_file
-from engine.distributed import gather, join_ranks, on_all_ranks
+from engine.distributed import gather, join_ranks, on_all_ranks, unsharded
 from engine.files import InputError, read_train_and_val, run_main, shorten
 from engine.flags import parse_flags
 from engine.logprobs import micro_batches, num_tokens, token_logprobs, update_cost
@@ -218,11 +218,10 @@ def run_episodes(policy, tokenizer, examples, group_size, make_prompt, extend, c
             for stream in streams.values() if last_greedy else ():
                 stream[-1] = -1
             uniforms = torch.stack([streams[i][g] for i, g in members])
-        rollout = generate(policy, tokenizer, prompts, sizes if temperature else 1, temperature,
-                           cfg.max_new_tokens, cfg.max_rows, uniforms, prefix_cache)
+        rollout = generate(policy, tokenizer, prompts, sizes, temperature, cfg.max_new_tokens,
+                           cfg.max_rows, uniforms, prefix_cache)
         active, context_of = [], [n for n, size in enumerate(sizes) for _ in range(size)]
-        sampled = range(len(members)) if temperature else context_of        # greedy: one for all of a context
-        for (i, g), n, b in zip(members, context_of, sampled, strict=True):
+        for b, ((i, g), n) in enumerate(zip(members, context_of, strict=True)):
             episode, text = groups[i][g], full_text(texts[n], rollout.texts[b])
             episode.turns.append(Turn(prompts[n], rollout.completions[b], rollout.logprobs[b], text))
             episode.finished = rollout.finished[b]
@@ -239,7 +238,8 @@ def score_episodes(policy, tokenizer, seeded, G, make_prompt, reward_fn, extend,
         seeds, examples = zip(*part, strict=True)
         groups = run_episodes(policy, tokenizer, examples, G, make_prompt, extend, cfg, temperature, seeds)
         return [(group, [reward_fn(e.turns[-1].text, e.example) for e in group]) for group in groups]
-    return on_all_ranks(score, seeded, policy)
+    with unsharded(policy):
+        return on_all_ranks(score, seeded)
 
 
 # 4. Advantage

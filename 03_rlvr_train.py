@@ -121,7 +121,7 @@ def rlvr_reward(completion, example):
 def next_call(example, completion):
     """The example after a call: files edited, call and observation in its context. None: it submits."""
     action = solution_of(completion)
-    name, arguments = parse_call(action) or ("", {})
+    name, arguments = parse_call(action)
     if name == "submit" and not arguments:
         return None
     files, observation = execute(name, arguments, example["files"], example["visible"])
@@ -143,8 +143,8 @@ def judge_calls(turns, problem):
 
 def agent_reward(completion, example):
     """1 where the last call submits and the hidden tests pass, -1 where it is no call of a tool, else 0."""
-    name, _ = parse_call(solution_of(completion)) or ("", {})
-    if name not in [*TOOLS]:            # a list, since JSON may give any type as the name
+    name, _ = parse_call(solution_of(completion))
+    if name not in TOOLS:
         return -1.0
     submitted = next_call(example, completion) is None
     return float(submitted and not sandbox.failed_tests(example["files"], example["hidden"]))

@@ -22,7 +22,6 @@ from functools import cache, partial
 from importlib import import_module, metadata
 from pathlib import Path
 from statistics import fmean
-from types import SimpleNamespace
 from typing import Literal
 
 from tqdm import tqdm
@@ -135,7 +134,7 @@ def load_benchmark(source, limit=None, mode="stepwise"):
         raise InputError(f"{source}: no such file, and no benchmark of the hub: {', '.join(HUB)}")
     problems = (read_problems(HUB[source], "test") if source in HUB else read_problems(source))[:limit]
     if mode == "agent":
-        return rlvr.sandbox.with_tests(problems, f"{source}, ")
+        return sandbox.with_tests(problems, f"{source}, ")
     return require_answers(problems, source)
 
 
@@ -218,8 +217,7 @@ def evaluate(cfg, name, folder, benchmarks, settings, prompts):
         made_of = stored.made_of(folder, problems, prompts.get(benchmark), settings, code)
         records = stored_or_made(path, {"model": str(folder), **settings}, list(enumerate(problems)), made_of,
                                  sample, size)
-        now = [{field: problem[field] for field in GRADED if field in problem} for problem in problems]
-        records = [{**record, **part} for record, part in zip(records, now, strict=True)]
+        records = [{**problem, **record} for problem, record in zip(problems, records, strict=True)]
         graded = grade_stored(path.with_suffix(".grades.jsonl"), records, cfg.regrade)
         numbers[benchmark] = {**benchmark_metrics(records, graded),
                               "problems": report.problems_digest(problems, GRADED)}
@@ -316,10 +314,9 @@ def check_start(cfg, models, benchmarks, make_prompt):
     prompts, wrong = {name: {} for name in models}, []
     for name, folder in {} if cfg.regrade else models.items():
         policy, tokenizer = load_policy(folder, srl.Config.device, cfg.dtype, cfg.share_prompts)
-        limits = SimpleNamespace(**{**vars(cfg), "model": folder})
         for benchmark, problems in benchmarks.items():
             examples = [{**problem, "partial": ""} for problem in problems]
-            wrong += prompt_problems(limits, policy, tokenizer, examples, make_prompt)
+            wrong += prompt_problems(folder, policy, tokenizer, examples, make_prompt, cfg)
             prompts[name][benchmark] = [prompt_text(tokenizer, make_prompt(e)) for e in examples if not wrong]
     if wrong:
         raise InputError("\n  ".join(dict.fromkeys(wrong)))

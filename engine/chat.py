@@ -51,22 +51,20 @@ def fill(template, example):
     return re.sub(r"\{(problem|partial)\}", lambda name: example.get(name[1], ""), template)
 
 
-def read_prompt_file(path):
-    """{"system": text} of a file, and "user" where a line --- separates a user message with {problem} in it.
+def with_prompt_file(make_prompt, path):
+    """make_prompt with the messages of a file in place of its own; without a path, make_prompt itself.
 
-    Raises InputError where the file cannot be used.
+    The file: a system message, and behind a line --- a user message with {problem}. InputError otherwise.
     """
+    if not path:
+        return make_prompt
     with explain_read_errors(path, "not text", "give a text file with the system message"):
         text = Path(path).read_text(encoding="utf-8")
     system, *user = re.split(r"^---[ \t]*$", text, maxsplit=1, flags=re.MULTILINE)
     if user and "{problem}" not in user[0]:
         raise InputError(f"{path}: no {{problem}} after the line ---; the user message needs the problem")
-    return {"system": system.strip(), **({"user": user[0].strip("\n")} if user else {})}
-
-
-def with_prompt_file(make_prompt, path):
-    """make_prompt with the messages of a file in place of its own; without a path, make_prompt itself."""
-    return partial(make_prompt, **read_prompt_file(path)) if path else make_prompt
+    messages = {"system": system.strip(), **({"user": user[0].strip("\n")} if user else {})}
+    return partial(make_prompt, **messages)
 
 
 @lru_cache(maxsize=8)

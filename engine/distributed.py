@@ -1,7 +1,7 @@
 """Data parallelism under torchrun: a rank samples and trains on its part of a batch, results are gathered."""
 import os
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ def join_ranks():
 
 
 def leave_ranks():
-    """Close the process group at the end of a script: an interpreter that ends before Gloo's threads do may be
+    """Close the process group at a script's end: an interpreter that ends before Gloo's threads do may be
     aborted by them (pytorch/pytorch issue 190489). After an error torchrun ends the ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -40,20 +40,16 @@ def gather(value):
     return values
 
 
-def on_all_ranks(work, items, policy=None):
-    """The results of work(items), a list in their order, on every rank; each rank works on a part of them.
-
-    The weights of a sharded policy are gathered for the work. Every rank has to call this.
-    """
+def on_all_ranks(work, items):
+    """The results of work(items), a list in their order, on every rank; each rank works on a part of them."""
     mine = items[rank()::num_ranks()]
-    with unsharded(policy) if policy is not None else nullcontext():
-        parts = gather(work(mine) if mine else [])
+    parts = gather(work(mine) if mine else [])
     return [parts[i % len(parts)][i // len(parts)] for i in range(len(items))]
 
 
 # FSDP2: weights, gradients and optimizer states spread over the ranks
 def is_sharded(policy):
-    return "torch.distributed.fsdp" in sys.modules and hasattr(policy, "unshard")
+    return hasattr(policy, "unshard")
 
 
 def shard_model(policy, dtype):

@@ -1,6 +1,5 @@
 """Flags: a dataclass becomes a command line; the comment beside each field is its help text."""
 import argparse
-import gc
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +45,6 @@ def parse_flags(defaults, description, recipes=None):
             wrong.append(f"--{name} {value}: must be {words} {round(least)}")
     if wrong:
         raise InputError("; ".join(wrong))
-    gc.freeze()  # imported modules stay: garbage collection need not scan them again
     return cfg
 
 

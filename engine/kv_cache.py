@@ -8,7 +8,7 @@ import torch
 from .attention import LayerCache, additive_mask
 from .distributed import is_sharded
 from .plain import left_pad
-from .prefix_cache import PrefillCache
+from .prefix_cache import PrefillCache, PrefixCache
 
 
 @dataclass
@@ -84,7 +84,7 @@ class SharedPromptCache:
     ROOM = 32               # columns that own grows by
 
     def __init__(self, policy, max_length, prefix_cache=None):
-        self.policy, self.max_length, self.prefix_cache = policy, max_length, prefix_cache
+        self.policy, self.max_length, self.prefix_cache = policy, max_length, prefix_cache or PrefixCache()
         self.head = policy.get_output_embeddings()
         self.weights = tuple(map(id, policy.parameters()))
         self.on_gpu = policy.device.type == "cuda" and not is_sharded(policy)
@@ -95,9 +95,8 @@ class SharedPromptCache:
 
     def prefill(self, prompts, sizes):
         """Compute prompts (lists of ids) and open sizes[i] rows for prompts[i]: the logits of all (b, V)."""
-        prefixes = [torch.zeros(0, 0, dtype=self.policy.dtype, device=self.policy.device)] * len(prompts)
-        if self.prefix_cache:
-            prefixes = [self.prefix_cache.find(prompt, prefixes[0]) for prompt in prompts]
+        none = torch.zeros(0, 0, dtype=self.policy.dtype, device=self.policy.device)
+        prefixes = [self.prefix_cache.find(prompt, none) for prompt in prompts]
         new = max(len(prompt) - len(prefix) for prompt, prefix in zip(prompts, prefixes, strict=True))
         tokens = 2000 if self.policy.device.type == "cpu" else 32_000       # what a core's cache holds, about
         size = max(1, min(tokens // new, 32_000 // max(map(len, prompts)))) # known prefixes are copied
@@ -140,8 +139,7 @@ class SharedPromptCache:
             input_ids=ids, attention_mask=additive_mask(mask, self.policy.dtype), past_key_values=cache,
             position_ids=positions + lengths[:, None], use_cache=True)
         is_token = torch.cat([known, is_token], 1)
-        if self.prefix_cache:
-            self.prefix_cache.add(prompts, is_token, cache.layers)
+        self.prefix_cache.add(prompts, is_token, cache.layers)
         layers = {layer: (key.transpose(2, 3), value) for layer, (key, value) in cache.layers.items()}
         return output.last_hidden_state[:, -1], is_token, layers
 

@@ -188,8 +188,6 @@ def group_sequences(turns, max_tokens, share=True):
 
 def sequences_of_rank(turns):
     """This rank's part of the turns: whole groups, neighbours in the prefix tree, of about equal tokens."""
-    if num_ranks() == 1:
-        return turns
     mine, done, groups = [], 0, group_sequences(turns, math.inf)[0]
     each = iter(tokens_after_prefix_sharing([turn for group in groups for turn in group]))
     sizes = [sum(itertools.islice(each, len(group))) for group in groups]

@@ -17,7 +17,7 @@ class MasterAdam:
     as soon as it has been added.
     """
 
-    def __init__(self, policy, learning_rate, base=torch.optim.Adam):
+    def __init__(self, policy, learning_rate, base):
         weights = [p for p in policy.parameters() if p.requires_grad]
         self.masters = {p: p.detach().float().requires_grad_() for p in weights if p.dtype != torch.float32}
         for p in self.masters:
@@ -77,6 +77,7 @@ class MasterAdam:
 
 def make_optimizer(policy, cfg):
     """The optimizer of a policy, which gets adapters and checkpointed layers. InputError: missing package."""
+    base = torch.optim.Adam
     try:
         if cfg.lora_rank:
             from peft import LoraConfig, inject_adapter_in_model
@@ -84,8 +85,6 @@ def make_optimizer(policy, cfg):
             inject_adapter_in_model(lora, policy)
         if cfg.optimizer == "adam8bit":
             from bitsandbytes.optim import Adam8bit as base
-        else:
-            base = torch.optim.Adam
     except ImportError as error:
         package = (error.name or str(error)).partition(".")[0]
         raise InputError(f"{package}: not installed, but --lora_rank or --optimizer asks for it; "

@@ -46,7 +46,6 @@ def load_policy(name, device="cpu", dtype="float32", share_prompts=True):
         if missing := report["missing_keys"]:
             raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)}")
     policy.to(device).eval()
-    policy.shares_prompts = share_prompts
     why = mismatch(policy) if share_prompts else "--no_share_prompts"
     if why:
         policy.shares_prompts = False

@@ -19,6 +19,7 @@ class PrefixCache:
 
     def __init__(self):
         self.stored, self.new = {}, {}  # {prompt: keys and values of its n tokens in all layers (n, F)}
+        self.prompts, self.max_bytes = [], 0                        # stores nothing before next_turn
 
     def next_turn(self, max_bytes):
         """What was added is what is found from now on; at most max_bytes can be added."""

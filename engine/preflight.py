@@ -43,7 +43,7 @@ def flag_problems(cfg):
     return problems + [problem for broken, problem in rules if broken]
 
 
-def prompt_problems(cfg, model, tokenizer, examples, make_prompt):
+def prompt_problems(name, model, tokenizer, examples, make_prompt, cfg):
     """Prompts that the template cannot render, or the model cannot take, of the 16 with most characters."""
     def characters(messages):
         return sum(len(message["content"]) for message in messages)
@@ -53,13 +53,13 @@ def prompt_problems(cfg, model, tokenizer, examples, make_prompt):
         if not all(prompts):
             raise ValueError("the tokenizer produces no tokens")
     except Exception as error:  # a chat template is a program of its own and fails in any way
-        return [f"{cfg.model}: its tokenizer and chat template cannot render a prompt ({first_line(error)}); "
+        return [f"{name}: its tokenizer and chat template cannot render a prompt ({first_line(error)}); "
                 "correct them, or use another model"]
     vocabulary, last_id = model.get_input_embeddings().num_embeddings, max(map(max, prompts))
     tokens = max(map(len, prompts)) + cfg.max_new_tokens
-    problems = length_problems(model.config, cfg.model, tokens, cfg.share_prompts)
+    problems = length_problems(model.config, name, tokens, cfg.share_prompts)
     if last_id >= vocabulary:
-        problems.append(f"{cfg.model}: the tokenizer produces token {last_id}, the model has {vocabulary}; "
+        problems.append(f"{name}: the tokenizer produces token {last_id}, the model has {vocabulary}; "
                         "copy the tokenizer that belongs to it")
     return problems
 
@@ -92,7 +92,8 @@ def check_start(cfg, examples, make_prompt):
     """Check all that a run needs. Raises InputError with every problem and its fix."""
     problems = flag_problems(cfg)
     model, tokenizer = load_architecture(cfg.model)
-    problems += prompt_problems(cfg, model, tokenizer, examples, make_prompt) + memory_problems(cfg, model)
+    problems += prompt_problems(cfg.model, model, tokenizer, examples, make_prompt, cfg)
+    problems += memory_problems(cfg, model)
     if len(problems) > 1:
         problems = [f"{len(problems)} problems", *problems]
     if problems:

@@ -212,7 +212,12 @@ class Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        self.finish()
+        self.bar.close()
+        counts = Counter(name for line in self.log for name in line.get("alarms", ()))
+        if counts:
+            print("alarms: " + ", ".join(f"{name} {n} times" for name, n in counts.items()))
+        print(f"{self.out / 'model'}: best by validation, exact {self.best[0]:.1%}, mean {self.best[1]:.3f}; "
+              f"log: {self.out / 'log.jsonl'}")
 
     def checkpoint_barrier(self, **state):
         """The state now includes the last update: stop here if a signal arrived during it."""
@@ -319,11 +324,3 @@ class Run:
             self.print_alarms(line.get("alarms", {}))
             if "val_exact" in line:
                 self.print_line(line)
-
-    def finish(self):
-        self.bar.close()
-        counts = Counter(name for line in self.log for name in line.get("alarms", ()))
-        if counts:
-            print("alarms: " + ", ".join(f"{name} {n} times" for name, n in counts.items()))
-        print(f"{self.out / 'model'}: best by validation, exact {self.best[0]:.1%}, mean {self.best[1]:.3f}; "
-              f"log: {self.out / 'log.jsonl'}")

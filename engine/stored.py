@@ -50,9 +50,9 @@ def made_of(model, problems, prompts, settings, code):
     records = []
     for number, problem in enumerate(problems):
         texts = [problem.get(name) for name in ("problem", "system", "context", "files", "visible")]
-        prompt = {"prompt": digest(prompts[number])} if prompts else {}
-        row = {"row": number} if prompts else {}            # names the random stream
-        records.append({"problem": digest(*texts), **row, **prompt, **common})
+        # the row names the random stream
+        sampled_from = {"row": number, "prompt": digest(prompts[number])} if prompts else {}
+        records.append({"problem": digest(*texts), **sampled_from, **common})
     return records
 
 

@@ -17,14 +17,13 @@ FORMATS = {"tokens": "{:.0f}", "calls": "{:.1f}"}       # of numbers that begin 
 def t_quantile(df, level=0.95):
     """The t that a variable of Student's distribution exceeds in absolute value with 1 - level.
 
-    df: degrees of freedom, any number of at least 1. With t = sqrt(df) tan(angle) the density of the angle
-    is cos(angle)^(df - 1), which is integrated.
+    df: degrees of freedom, any number of at least 1.
     """
-    angles = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)
-    mass = torch.cumulative_trapezoid(angles.cos() ** (df - 1), angles)     # up to angles[1:]
-    i = int(torch.searchsorted(mass, level * mass[-1]))
-    inside = (level * mass[-1] - mass[i - 1]) / (mass[i] - mass[i - 1])
-    return math.sqrt(df) * math.tan(angles[i] + inside * (angles[1] - angles[0]))
+    from mpmath import betainc, findroot  # a dependency of torch and of math-verify
+
+    def excess(t):                      # P(|T| > t) - (1 - level)
+        return betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True) - (1 - level)
+    return float(findroot(excess, 2))
 
 
 def mean_interval(per_problem, least=0.0, most=1.0, level=0.95):

@@ -427,7 +427,7 @@ def check_calls(model, tokenizer, held_out, seed, num=400):
     texts = rlvr.srl.generate(model, tokenizer, prompts, 1, max_new_tokens=500).texts
     for example, text in zip(examples, texts, strict=True):
         think, action = rlvr.srl.parse_completion(text) or ("", "")
-        name, arguments = parse_call(action) or ("", {})
+        name, arguments = parse_call(action)
         _, observation = execute(name, arguments, example["files"], example["visible"])
         counts.update({"calls": 1, f"{name}": 1, "executed": not observation.startswith("Error")})
         lines = [re.fullmatch(r"(\d+)\|(.*) -> (.*), (yes|no)", line) for line in think.split("\n")[1:]]

@@ -20,7 +20,6 @@ import textwrap
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
-from types import SimpleNamespace
 
 from engine.files import InputError, read_jsonl
 from engine.policy import load_policy
@@ -175,8 +174,7 @@ def ask(cfg, models):
     def show(text):
         example, attempts = {"partial": "", **problem_of(text, cfg.mode)}, []
         for name, (policy, tokenizer) in loaded.items():
-            limits = SimpleNamespace(**{**vars(cfg), "model": name})
-            if wrong := prompt_problems(limits, policy, tokenizer, [example], make_prompt):
+            if wrong := prompt_problems(name, policy, tokenizer, [example], make_prompt, cfg):
                 raise InputError(wrong[0])
             (episode,), = srl.run_episodes(policy, tokenizer, [example], 1, make_prompt, extend, cfg, 0)
             attempts.append(attempt_lines(name, example, [turn.text for turn in episode.turns], extend))

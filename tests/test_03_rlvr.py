@@ -90,12 +90,20 @@ def test_the_tools_answer_as_they_say(rlvr, task):
 @pytest.mark.parametrize("call", [
     "nonsense", "", "<function=view>\n</function>", agents.call_text("view", path="none.py"), agents.call_text("view", path="/etc/passwd"),
     agents.call_text("bash", command="ls"), *(agents.call_text("edit", path="shop.py", line=line, text="x") for line in (9, "²", "-1", "9" * 9999)),
-    agents.call_text("submit", now="yes"), '<tool_call>\n{"name": [1], "arguments": 3}\n</tool_call>',
+    agents.call_text("submit", now="yes"), *(f"<tool_call>\n{text}\n</tool_call>" for text in (
+        '{"name": [1], "arguments": 3}', '{"name": null, "arguments": {}}', '{"name": "view", "arguments": {"path": ["shop.py"]}}', '{"name": 5}', "{broken}",
+        '{"name": "view", "arguments": {"path": {"a": 1}}}', '{"name": "edit", "arguments": {"path": "shop.py", "line": 2.5, "text": "x"}}')),
     f"<think>never closed {agents.call_text('submit')}"])
 def test_an_invalid_call_changes_nothing_and_is_counted(rlvr, task, call):
     after = rlvr.next_call(task, call)
     assert after["files"] == task["files"] and after["context"][-1]["content"].startswith("Error") and rlvr.agent_reward(call, task) <= 0
     assert rlvr.judge_calls([call, agents.call_text("submit")], task) == ("wrong", 1)
+
+
+def test_arguments_in_json_may_be_numbers(rlvr, task):
+    edit = '<tool_call>\n{"name": "edit", "arguments": {"path": "shop.py", "line": 2, "text": "    c = 5"}}\n</tool_call>'
+    search = '<tool_call>\n{"name": "search", "arguments": {"text": 5}}\n</tool_call>'
+    assert [e["context"][-1]["content"] for e in after(rlvr, task, edit, search)] == ["edited", "shop.py:2|    c = 5"]
 
 
 def test_the_reward_is_that_the_hidden_tests_pass_on_what_was_submitted(rlvr, task):

@@ -97,7 +97,7 @@ def test_a_message_without_a_call_is_no_step_and_demonstrations_are_none_either(
 
 def test_trajectories_that_did_not_resolve_or_have_no_call_are_dropped_with_the_reason(segment):
     rows = [trajectory(LOOK, resolved=True), trajectory(LOOK, resolved=False), trajectory("no call"), trajectory(LOOK, info={"resolved": "False"})]
-    examples, dropped = segment.segment_trajectories(rows)
+    examples, dropped = segment.segment(rows, segment.trajectory_examples)
     assert len(examples) == 1 and [d["reason"] for d in dropped] == ["the task was not resolved", "no call of a function or command in it",
                                                                      "the task was not resolved"]
 
@@ -158,8 +158,8 @@ def test_the_same_training_takes_a_step_on_calls(segment, srl, tiny, tokenizer):
 
 @real
 def test_every_turn_of_real_trajectories_and_demonstrations_is_an_example(segment):
-    rows, _ = read_trajectories(DATA / "swe_smith/ft_xml_example.jsonl")
-    examples, reasons = segment.segment_trajectories(rows)
+    rows = read_trajectories(DATA / "swe_smith/ft_xml_example.jsonl")
+    examples, reasons = segment.segment(rows, segment.trajectory_examples)
     texts = [m["content"] for row in rows for m in row["messages"] if m["role"] == "assistant"]
     assert len(examples) == len(texts) == 103 and not reasons
     for example, text in zip(examples, texts, strict=True):
@@ -167,7 +167,7 @@ def test_every_turn_of_real_trajectories_and_demonstrations_is_an_example(segmen
         name, arguments = parse_call(example["action"])
         again = f"<function={name}>\n" + "".join(f"<parameter={p}>{v}</parameter>\n" for p, v in arguments.items()) + "</function>"
         assert again == example["action"]
-    for row in read_trajectories(DATA / "swe_agent_demos")[0]:
+    for row in read_trajectories(DATA / "swe_agent_demos"):
         messages = [m for m in row["messages"] if m["role"] == "assistant"]
         examples = segment.trajectory_examples(row)
         assert len(examples) == len(messages) in (5, 11)
@@ -283,7 +283,7 @@ def test_arguments_that_parquet_filled_with_null_are_not_in_the_action(segment, 
              ("view", {"range": {"last": 2}, "lines": [{"n": 1}]})]
     said = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": name, "arguments": arguments}}]} for name, arguments in calls]
     write_parquet(tmp_path / "t.parquet", [{"id": "t", "messages": [user("Fix."), *said]}])
-    (row,), _ = read_trajectories(tmp_path / "t.parquet")
+    (row,) = read_trajectories(tmp_path / "t.parquet")
     parsed = [parse_call(e["action"]) for e in segment.trajectory_examples(row)]
     assert parsed == calls and "null" not in str(parsed)
     assert actions(segment, {"role": "assistant", "function_call": {"name": "open", "arguments": {"path": "a", "line": None}}}) == [
@@ -334,7 +334,7 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_other_columns_and_roles_are_read_or_refused(segment, tmp_path, name):
     (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[name]))
-    (row,), _ = read_trajectories(tmp_path / "a.jsonl")
+    (row,) = read_trajectories(tmp_path / "a.jsonl")
     (example,) = segment.trajectory_examples(row)
     assert example["action"] in ("ls", LOOK, JSON_CALL) and example["system"] in ("", "Tools")
     assert example["problem"] == ("You are\n\nIssue" if name == "AgentInstruct" else "Issue")       # what is said before the first call is the task
@@ -351,7 +351,7 @@ def test_files_of_mini_swe_agent_are_read(segment, tmp_path):
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"info": {"exit_status": "Submitted"}, "messages": messages, "trajectory_format": "mini-swe-agent-1.1"}))
         for source in (tmp_path / name, path):
-            (row,), _ = read_trajectories(source)
+            (row,) = read_trajectories(source)
             assert row["id"] == name and [e["action"] for e in segment.trajectory_examples(row)] == expected
 
 

@@ -66,7 +66,8 @@ def test_files_outside_stay_as_they_are(quick, tmp_path, act):
     ["import os", "os.write(3, b'[[\"int\", 6]]')", "os._exit(0)"],                              # it would have to know the value, as any right answer does
     ["class Six(int):", "    def __eq__(self, other): return True", "return Six(0)"],
     ["class Any:", "    def __eq__(self, other): return True", "return Any()"],
-    ["import json", "json.dumps = lambda x: '[]'", "return 0"], ["import os", "os.write(3, b'x' * 10**5)"], ["import sys, os", "os.close(3)"],
+    *(["import json", f"json.dumps = lambda x: {text!r}", "return 0"] for text in ("[]", "5", "[1]", "null", "{}", '["ab"]', '[["int", 6], ["int", 6]]')),
+    ["import os", "os.write(3, b'x' * 10**5)"], ["import sys, os", "os.close(3)"],
     ["import builtins", "builtins.type = lambda x: int", "return 0"]])
 def test_the_verdict_cannot_be_forged_because_the_expected_value_is_elsewhere(quick, lines):
     honest = lines[-1] == "os._exit(0)"

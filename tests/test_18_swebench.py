@@ -173,3 +173,10 @@ def test_predictions_have_the_harness_format_and_say_how_to_grade_them(evaluate,
     with pytest.raises(InputError, match="64"):                         # before the first completion
         evaluate.main()
     assert not asked
+
+
+@pytest.mark.parametrize("row", ["[1]", "3", '"text"', "null", "{}", '{"repo": "me/it", "instance_id": ""}'])
+def test_a_row_that_is_no_instance_is_named(tmp_path, row):
+    (tmp_path / "rows.jsonl").write_text(row)
+    with pytest.raises(InputError, match=r"rows.jsonl.*no .*expected an instance of SWE-bench"):
+        swebench.load_instances(tmp_path / "rows.jsonl", tmp_path)

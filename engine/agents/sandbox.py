@@ -43,9 +43,12 @@ def failed_tests(files, tests):
     """
     calls = [test[:3] for test in tests]
     values = cached_values(json.dumps([files, calls, TEST_SECONDS, UNSAFE]))
-    values = values or [["error", "no result"]] * len(calls)
+    try:
+        results = [(test, kind, value) for test, (kind, value) in zip(tests, values, strict=True)]
+    except (TypeError, ValueError):         # the child died, or its code wrote something else to the pipe
+        results = [(test, "error", "no result") for test in tests]
     sentences = []
-    for (_, function, arguments, expected), (kind, value) in zip(tests, values, strict=True):
+    for (_, function, arguments, expected), kind, value in results:
         if (kind, value) == (type(expected).__name__, expected):
             continue
         result = f"gives {value}" if kind == "error" else f"returns {kind if value is None else value}"

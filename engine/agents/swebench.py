@@ -161,7 +161,7 @@ def load_instances(source, repositories, limit=None):
     """Instances with `files`: the texts, at base_commit, that the right patch changes."""
     rows, places = read_rows(source) if Path(source).exists() else read_rows(source, "test")
     for row, place in zip(rows[:limit], places, strict=False):
-        if missing := [name for name in FIELDS if not row.get(name)]:
+        if missing := [name for name in FIELDS if not isinstance(row, dict) or not row.get(name)]:
             raise InputError(f"{place}: no {' and no '.join(missing)}; expected an instance of SWE-bench")
         clone, commit = Path(repositories) / row["repo"].replace("/", "__"), row["base_commit"]
         if not clone.is_dir():

@@ -22,8 +22,9 @@ def execute(name, arguments, files, tests):
 
     `files` itself is not changed. tests: those that run_tests runs, see sandbox.failed_tests.
     """
-    arguments = arguments if isinstance(arguments, dict) else {}
-    if not isinstance(name, str) or name not in TOOLS or set(arguments) != set(TOOLS[name]):
+    # a call in JSON may have arguments of any type
+    arguments = {n: str(value) for n, value in arguments.items()} if isinstance(arguments, dict) else {}
+    if name not in TOOLS or set(arguments) != set(TOOLS[name]):
         signatures = (f"{tool}({', '.join(parameters)})" for tool, parameters in TOOLS.items())
         return files, f"Error: no such call; there are {', '.join(signatures)}"
     if "path" in arguments and arguments["path"] not in files:

@@ -19,15 +19,15 @@ CALL_OR_THOUGHT = re.compile(rf"""{XML_CALL.pattern} | {COMMAND.pattern} | {TOOL
 
 
 def parse_call(action):
-    """(name, arguments) of an XML call or a <tool_call> in JSON, else of a shell command, "bash"; or None."""
+    """(name, arguments) of an XML call or a <tool_call> in JSON, "" if broken, else of a command, "bash"."""
     if found := XML_CALL.search(action):
         return found[1], dict(PARAMETER.findall(found[0]))
     if found := TOOL_CALL.search(action):
         with suppress(ValueError, LookupError, TypeError, RecursionError):
             call = json.loads(found[1])
-            return call["name"], call["arguments"]
-        return None
-    return ("bash", {"command": action}) if action.strip() else None
+            return str(call["name"]), call["arguments"]         # JSON may give any type
+        return "", {}
+    return "bash", {"command": action}
 
 
 # 1. Rows and messages, under the names of public data sets
@@ -70,7 +70,7 @@ def role_of(message):
     return ROLES.get(str(role_name(message)).lower())
 
 
-def messages_of(row, place=""):
+def messages_of(row, place):
     """The chat of a row. Raises InputError where no column is one."""
     unknown = []
     for chat in map(parsed, map(row.get, CHATS)) if isinstance(row, dict) else ():
@@ -79,7 +79,7 @@ def messages_of(row, place=""):
                 return chat
             unknown += [role_name(message) for message in chat if not role_of(message)]
     why = f"; the role {unknown[0]!r} is unknown" if any(unknown[:1]) else ""
-    raise InputError(f"{place}no messages (or history, trajectory, conversations) of content and a role: "
+    raise InputError(f"{place}: no messages (or history, trajectory, conversations) of content and a role: "
                      f"system, user, assistant or tool{why}")
 
 
@@ -113,20 +113,19 @@ def native_calls(message, text):
     return calls
 
 
-def closed(text, begin, end):
-    """The text with `end` behind its last `begin`, which a stop word may have cut off."""
-    is_closed = text.rfind(begin) <= text.rfind(end)
-    return text if is_closed else re.sub(r"\s*(?:</?[a-z_]*\s*)?\Z", "", text) + f"\n{end}"
+def closed(text, end):
+    """The text with `end` behind it, which a stop word may have cut off; a whole call stays as it is."""
+    return re.sub(r"\s*(?:</?[a-z_]*\s*)?\Z", "", text) + f"\n{end}"
 
 
 def function_calls(message, text):
     """XML calls."""
-    return [call[0] for call in XML_CALL.finditer(closed(text, "<function=", "</function>"))]
+    return [call[0] for call in XML_CALL.finditer(closed(text, "</function>"))]
 
 
 def json_calls(message, text):
     """JSON in <tool_call> tags."""
-    calls = TOOL_CALL.finditer(closed(text, "<tool_call>", "</tool_call>"))
+    calls = TOOL_CALL.finditer(closed(text, "</tool_call>"))
     named = [call for call in calls if re.search(r"""["']name["']""", call[1])]
     return [call[0] for call in named if call[0] in text or isinstance(parsed(call[1]), dict)]
 
@@ -140,7 +139,7 @@ def actions(message, text):
 def commands(message, text):
     """The last <command>, without its tags."""
     last = text[text.rfind("</command>"):]
-    text = closed(text, "<command>", "</command>") if re.search(r"<command>\s", last) else text     # no prose
+    text = closed(text, "</command>") if re.search(r"<command>\s", last) else text     # no prose
     return [command.strip() for command in COMMAND.findall(text)[-1:] if command.strip()]
 
 
@@ -168,7 +167,7 @@ def fence_end(lines, begin):
     return None
 
 
-def fences(message, text):
+def fences(text):
     """(label, text) of each fenced block."""
     lines, blocks, number = text.split("\n"), [], 0
     while number < len(lines):
@@ -181,13 +180,13 @@ def fences(message, text):
 
 def shell_fence(message, text):
     """The last fenced block labelled as a shell's, else the last without a label."""
-    blocks = fences(message, text)
+    blocks = fences(text)
     shell = [block for label, block in blocks if re.fullmatch(r"(?:ba|z)?sh|shell|console|\w*bash\w*", label)]
     return (shell or [block for label, block in blocks if not label])[-1:]
 
 
 def any_fence(message, text):
-    return [block for _, block in fences(message, text)[-1:]]
+    return [block for _, block in fences(text)[-1:]]
 
 
 # a trajectory has one form: the first with calls, if they are native or in more than half as many messages as
@@ -259,7 +258,7 @@ def turns_of(row):
     """
     if not is_resolved(row):
         raise ValueError("the task was not resolved")
-    messages = [message for message in messages_of(row) if not message.get("is_demo")]
+    messages = [message for message in row["messages"] if not message.get("is_demo")]
     calls, row["cut_off"] = calls_by_message(messages)
     system, issue, turns, calls_left = [], [], [], iter(calls)
     for message in messages:
@@ -280,7 +279,7 @@ def turns_of(row):
 
 
 def read_trajectories(source, split=None):
-    """(rows, places): dicts with "id" and "messages" of a .traj or .traj.json file or a folder of them
+    """Rows, dicts with "id" and "messages", of a .traj or .traj.json file or a folder of them
     (SWE-agent, mini-swe-agent), or of a .jsonl, .json or .parquet file or a hub data set (SWE-smith, nebius).
     Raises InputError where a row has no messages.
     """
@@ -296,7 +295,7 @@ def read_trajectories(source, split=None):
     else:
         rows, places = read_rows(source, split)
     for number, (row, place) in enumerate(zip(rows, places, strict=True)):
-        row["messages"] = messages_of(row, f"{place}: ")
+        row["messages"] = messages_of(row, place)
         ids = [str(row[name]) for name in ("instance_id", "id") if not is_missing(row.get(name))]
         row["id"] = (ids or [str(number)])[0]
-    return rows, places
+    return rows
