@@ -62,7 +62,7 @@ class GRPOConfig:
     max_grad_norm: float = 1.0          # gradient clipping (paper: 1.0)
     minibatches: int = 1                # optimizer steps per batch; 1: on-policy, ratio 1 (paper: not stated)
     # length
-    rollouts: int = 48_000              # completions in all, dropped ones too; the last batch is finished
+    rollouts: int = 48_000              # completions in all, dropped ones too; the last episodes are finished
     eval_every: int = 20                # updates between validations
     val_samples: int = 1                # completions per validation prompt; 1: greedy
     save_every: int = 5                 # updates between checkpoints; Ctrl-C, SIGTERM and errors save first
