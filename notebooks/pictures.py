@@ -564,6 +564,8 @@ WORDS = {   # of a variant of miniature/methods.py, for the axis
     "formulas": "without words", "formulas_4": "without words, 4th power", "both_4": "both, 4th power",
     "both_4_p8": "both, 4th power, P = 8", "formulas_4_p8": "without words, 4th, P = 8",
     "formulas_4_masked": "without words, 4th, no refill",
+    "formulas_exact_masked": "without words, 0/1, no refill",
+    "detours_formulas_4_masked": "w/o words, off the path too",
     "formulas_4_p4": "without words, 4th, P = 4", "formulas_4_g16": "without words, 4th, G = 16",
     "tokens": "tokens compared", "no_title": "without the title", "ranks": "ranks in the group",
     "detours": "off the path too", "detours_masked": "off the path too, no refill",
