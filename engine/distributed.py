@@ -1,4 +1,5 @@
 """Data parallelism under torchrun: a rank samples and trains on its part of a batch, results are gathered."""
+import atexit
 import os
 import sys
 from contextlib import contextmanager
@@ -26,10 +27,13 @@ def join_ranks():
 
 
 def leave_ranks():
-    """Close the process group at a script's end: an interpreter that ends before Gloo's threads do may be
-    aborted by them (pytorch/pytorch issue 190489). After an error torchrun ends the ranks."""
+    """End a rank's process at once, at the end of a script: while an interpreter ends, Gloo's threads, which can outlive
+    the process group, abort some (pytorch/pytorch issue 190489). After an error torchrun ends the ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        atexit._run_exitfuncs()             # wandb ends its run
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def gather(value):

@@ -57,7 +57,12 @@ def make_tracker(cfg):
         if cfg.report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
             writer = SummaryWriter(cfg.out)
-            return lambda line: [writer.add_scalar(*item, line["step"]) for item in numbers(line).items()]
+
+            def track(line):
+                for name, value in numbers(line).items():
+                    writer.add_scalar(name, value, line["step"])
+                writer.flush()
+            return track
         tracker = import_module(cfg.report_to)                      # trackio has the interface of wandb
         project = Path(__file__).parents[1].name
         run_id = {"id": digest(asdict(cfg))} if cfg.report_to == "wandb" else {}    # else it does not resume

@@ -54,4 +54,4 @@ def main():
 
 if __name__ == "__main__":
     run_main(main)
-    assert not torch.distributed.is_initialized()           # else Gloo's threads abort some exits: 4 of 10 with six ranks
+    sys.exit("a rank that ends by the interpreter may be aborted by Gloo's threads: run_main ends it at once")
