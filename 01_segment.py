@@ -7,7 +7,7 @@ The paper's targets are steps 1..N-1 (--targets literal); here all N are: a poli
 
 in:      problems with solutions (and thoughts, one per step) or trajectories; a local file or a hub data set
 out:     runs/data/train.jsonl, val.jsonl: one example a line; dropped.jsonl: what was dropped and why
-command: python 01_segment.py                 # the miniature's 1,260 problems, 2 s
+command: python 01_segment.py                 # the miniature's 1,260 problems, 1 s
          python 01_segment.py --data my.json --out runs/my_data
          of s1K: engine/README.md; of agents' trajectories: miniature/README.md
 """

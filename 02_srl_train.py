@@ -53,7 +53,7 @@ class GRPOConfig:
     max_new_tokens: int = 160           # of a completion (paper: not stated); miniature: 15 to 120 used
     max_turns: int = 8                  # completions of an episode that solves step by step
     eps: float = 0.001                  # groups with a std up to this are dropped (paper: not stated)
-    max_tries: int = 3                  # at most max_tries * P prompts a batch (veRL: max_num_gen_batches)
+    max_tries: int = 3                  # at most max_tries * P prompts a batch; 1: no refill
     # optimization
     learning_rate: float = 3e-4         # of Adam (paper: 5e-7 for 7B)
     decay: float = 0.4                  # linear decay to 0 over this last fraction of the run (paper: none)
@@ -309,13 +309,14 @@ def collect(policy, tokenizer, cursor, make_prompt, reward_fn, extend, cfg, kept
 
 
 def sample_text(updates, samples):
-    """Part of completions.txt, which engine/report.py reads: a few completions, rewards and references."""
+    """Part of completions.txt, read by engine/report.py: a few completions, rewards, references, contexts."""
     text = ""
     for episode, reward in samples:
         e, completion = episode.example, episode.turns[-1].text
         where = f"problem {e['id']}" + (f", step {e['k']} of {e['n']}" if "k" in e else "")
         text += (f"=== update {updates}, {where}: reward {reward:.3f}\n{completion}\n"
-                 f"--- expected\n{e.get('action') or e.get('answer')}\n\n")
+                 f"--- expected\n{e.get('action') or e.get('answer')}\n"
+                 f"--- context\n{e['problem']}\n{e.get('partial', '')}".rstrip() + "\n\n")
     return text
 
 

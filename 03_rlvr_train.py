@@ -32,11 +32,11 @@ class Config(srl.GRPOConfig):
     mode: Literal["stepwise", "single", "agent"] = "stepwise"   # a completion: a step | all (paper) | a call
     model: str = str(srl.HERE / "runs/srl/model")           # starting policy (paper: after SRL)
     out: str = str(srl.HERE / "runs/srl_rlvr")             # folder for everything that this run writes
-    prompts_per_batch: int = 4          # (paper: 128) small batches: more updates for the same rollouts
-    learning_rate: float = 1e-4         # (paper: 5e-7 for 7B)
+    prompts_per_batch: int = 4          # P (paper: 128); small batches: more updates for the same rollouts
+    learning_rate: float = 1e-4         # of Adam (paper: 5e-7 for 7B)
     rollouts: int = 18_000              # completions; a stepwise episode takes about six
-    eval_every: int = 45                # updates between validations: few, so that chance chooses less
-    val_samples: int = 8                # eight samples of each problem say more than one greedy answer
+    eval_every: int = 45                # updates between validations (few: less selection by chance)
+    val_samples: int = 8                # completions of a validation problem; 1: greedy
     steps_left: int | None = None       # start from expert prefixes that leave 1 to this many steps
     unsafe_tests: bool = False          # agents: without seccomp, run tests under resource limits alone
 

@@ -275,9 +275,11 @@ def make_figure(found, path):
     colours = {label(name): METHODS.get(name, (name, "#666666"))[1] for name in rows}
     ours, others = rows.get("srl", {}), rows.get("rlvr", {})
     both = [(ours[b], others[b]) for b in ours if b in others]
-    start = "cannot start" if all(b["avg"] < 1 for _, b in both) else "start late"
+    title = "Outcome rewards start late here"
+    if all(b["avg"] < 1 for _, b in both):
+        title = "Outcome rewards cannot start here, step rewards can"
     apart = both and all(a["low"] > b["high"] for a, b in both)     # a title that is true of every panel
-    title = f"Step rewards teach what outcome rewards {start}" if apart else "Problems solved"
+    title = title if apart else "Problems solved"
     if {"short", "modules"} & set(benchmarks):
         counts = [len(results) for name, results in found.items() if name != "base"] or [1]
         title += f"\n(miniature, training seeds: {tables.spread(counts)}, 95 % intervals)"
@@ -304,7 +306,7 @@ def named_models(cfg):
     runs = {name: HERE / "runs" / world / name / "model" for name in METHODS}
     runs["base"] = HERE / "miniature" / world / "base"
     if missing := [name for name, folder in runs.items() if not folder.is_dir()]:
-        print(f"no model in {runs['srl'].parents[1]}, so no row in the table: {', '.join(missing)}")
+        print(f"models missing in {runs['srl'].parents[1]}: {', '.join(missing)}")
     return {name: folder for name, folder in runs.items() if name not in missing}
 
 

@@ -27,8 +27,8 @@ def join_ranks():
 
 
 def leave_ranks():
-    """End a rank's process at once, at the end of a script: while an interpreter ends, Gloo's threads, which can outlive
-    the process group, abort some (pytorch/pytorch issue 190489). After an error torchrun ends the ranks."""
+    """End a rank's process at once, at the end of a script: Gloo's threads can outlive the process group and
+    abort an interpreter that ends (pytorch/pytorch issue 190489). After an error torchrun ends the ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
         atexit._run_exitfuncs()             # wandb ends its run

@@ -32,7 +32,8 @@ def write_page(path, task, data):
 
     Texts may be hostile: they enter the page as JSON without "<", and its script shows them as text alone.
     """
-    data = {"table": "", "heading": "Problems", "reference": task.reference, "curves": task.curves, **data}
+    data = {"table": "", "heading": "Problems", "right": "right", "first": "Greedy attempt",
+            "reference": task.reference, "curves": task.curves, **data}
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     before, after = TEMPLATE.read_text(encoding="utf-8").split("{{DATA}}")
     write_text(path, before + text + after)
@@ -230,14 +231,16 @@ def write_evaluation_page(folder, task, found, table, styles, benchmarks, comple
 
 # 4. The page of a training run
 def read_samples(path):
-    """{(update, prompt): [(score, completion, reference)]} of a run's completions.txt."""
+    """{(update, prompt): [(score, completion, reference, context)]} of a run's completions.txt."""
     # replace: a run that was killed may have written half of a character
     text, groups = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "", {}
     parts = SAMPLE.split(text)[1:]                  # update, prompt, score, text, update, ..
     for n in range(0, len(parts), 4):
         update, prompt, score, body = parts[n:n + 4]
-        completion, _, reference = body[1:].rpartition("\n--- expected\n")
-        groups.setdefault((update, prompt), []).append((float(score), completion, reference.strip()))
+        completion, _, rest = body[1:].rpartition("\n--- expected\n")
+        reference, _, context = rest.partition("\n--- context\n")
+        sample = float(score), completion, reference.strip(), context.strip()
+        groups.setdefault((update, prompt), []).append(sample)
     return groups
 
 
@@ -261,15 +264,17 @@ def write_run_page(folder, task):
 
     def make_card(number):
         (update, prompt), samples = chosen[number]
-        turns = [sample_turn(*sample, task.score) for sample in samples]
+        turns = [sample_turn(*sample, task.score) for *sample, _ in samples]
         attempts = [{"turns": [n], "name": str(n + 1), "count": 1, "outcome":
                      "exact" if turn["score"] >= 1 else "broken format" if turn["score"] < 0 else "not exact"}
                     for n, turn in enumerate(turns)]
-        return {"id": update, "title": prompt, "problem": "", "answer": "", "reference": [samples[0][2]],
+        *_, reference, context = samples[0]
+        return {"id": update, "title": prompt, "problem": context, "answer": "", "reference": [reference],
                 "turns": list(map(packed, turns)), "attempts": {"run": attempts}}
     cards, left_out = first_cards({"completions.txt": (len(chosen), make_card)} if chosen else {})
     about = f"{len(chosen)} of the {len(groups)} prompts in completions.txt. {left_out}"
     write_page(folder / "report.html", task, {
         "title": f"Training run: {label}", "models": [model],
         "runs": [{**model, **read_curves(folder / "log.jsonl", task.curves)}],
-        "sampled": about, "heading": "Samples", "reference": "Expected", "benchmarks": cards})
+        "sampled": about, "heading": "Prompts", "right": "exact", "first": "First sample",
+        "reference": "Expected", "benchmarks": cards})

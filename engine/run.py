@@ -305,8 +305,7 @@ class Run:
             return size + file.write(text.encode("utf-8", "replace"))
 
     def new_alarms(self, log):
-        """{name: message} of the alarms after the last line; the message is empty where an earlier line has
-        it."""
+        """{name: message} of the alarms after the last line; no message where an earlier line has it."""
         earlier = {name for line in log for name in line.get("alarms", ())}
         found = {name: "" if name in earlier else message for name, message in self.alarms(log).items()}
         self.print_alarms(found)

@@ -115,6 +115,8 @@ def turn_lines(text, equation, k):
         step = f"{k}{steps[0].removeprefix('1')}"
         reward = srl.srl_reward(text, {"action": step})
         lines.append((f"   reward {reward:.3f}: {f'expert {step}' if reward < 1 else 'as the expert'}", False))
+    elif equation:
+        lines.append(("   no reward: the expert cannot go on from here", False))
     return lines
 
 

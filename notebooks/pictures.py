@@ -155,7 +155,8 @@ def finish(figure, title=None):
 
 def in_thousands(ax, what="completions sampled"):
     ax.set_xlabel(what)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
+    ax.set_xlim(left=0)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k" if x else "0")
 
 
 def bars(values, title, xlabel, colours=BLUE, form="%.2f", right=1.15):
@@ -196,7 +197,7 @@ def runs_over_time(logs, panels):
     for ax, (title, ylabel, value, methods) in zip(axes, panels, strict=True):
         for method in methods:
             for n, lines in enumerate(logs[method]):
-                ax.plot(*means_of_ten(lines, value), color=colour(method), lw=1 if n else 2.5,
+                ax.plot(*means_of_ten(lines, value), color=colour(method), lw=1.3,
                         label=None if n else label(method))
         ax.set(title=title, ylabel=ylabel, ylim=(-0.03, 1.03))
         in_thousands(ax, "completions sampled (a line per seed)")
@@ -259,8 +260,8 @@ The greatest common divisor is \(\boxed{1}\).
 """)
 
 
-def questions(examples):
-    """The triangle of a solution's examples: in row k steps 1..k-1 are given and step k is asked."""
+def examples_of(examples):
+    """The triangle of a solution's examples: in row k steps 1..k-1 are given and step k is the target."""
     N = len(examples)
     figure, ax = plt.subplots(figsize=(WIDTH, 0.4 * N + 0.8))
     for row, example in enumerate(examples):
@@ -271,10 +272,10 @@ def questions(examples):
             ax.text(i + 0.47, row + 0.45, f"step {i + 1}", ha="center", va="center", color=ink,
                     weight="normal" if state else "bold")
     ax.set(xlim=(0, N), ylim=(N, 0), xticks=[])
-    ax.set_yticks([row + 0.45 for row in range(N)], [f"question {row + 1}" for row in range(N)])
+    ax.set_yticks([row + 0.45 for row in range(N)], [f"example {row + 1}" for row in range(N)])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    finish(figure, f"{N} steps make {N} questions: grey is given, blue is asked")
+    finish(figure, f"{N} steps make {N} examples: grey is given, blue is the target")
 
 
 def lengths(sizes, examples):
@@ -284,7 +285,7 @@ def lengths(sizes, examples):
     axes[0].bar_label(drawn)
     axes[0].margins(y=0.15)
     axes[0].set(xlabel="steps in a solution", ylabel="problems",
-                title=f"{sum(sizes.values()):,} problems become {len(examples):,} questions")
+                title=f"{sum(sizes.values()):,} problems become {len(examples):,} examples")
     axes[1].hist([len(e["action"]) for e in examples], bins=range(30, 60), color=BLUE)
     axes[1].set(xlabel="characters in an action", ylabel="actions", title="An action is one line of text")
     finish(figure)
@@ -351,7 +352,7 @@ def one_update(advantages, mean_change, changes):
     axes[0].scatter(advantages, mean_change.clamp(-edge, edge), s=16, color=GREEN, alpha=0.5)
     axes[0].axhline(0, color=GREY, lw=1)
     axes[0].axvline(0, color=GREY, lw=1)
-    axes[0].set(xlabel="advantage", ylabel="change per token",
+    axes[0].set(xlabel="advantage", ylabel="change per token (2 % clamped)",
                 title="A completion with a higher advantage gains more")
     names = [f"{kind}: {part}" for part, kind in changes]
     fills = [GREEN if kind == "better" else ORANGE for _, kind in changes]
@@ -392,7 +393,7 @@ def whole_run(log):
     axes[2].plot(done, list(map(kept_share, steps)), color=GREEN)
     axes[2].set(title="Fewer and fewer groups differ", ylim=(0, 1.02), ylabel="kept / sampled")
     axes[3].plot(done, [x["tokens"] for x in steps], color=GREEN)
-    axes[3].set(title="Completions become no longer", ylim=(0, None), ylabel="tokens")
+    axes[3].set(title="Completions do not get longer", ylim=(0, None), ylabel="tokens")
     in_thousands(axes[3])
     finish(figure)
 
@@ -418,7 +419,7 @@ def every_step(p, solved):
     """Solved problems against exact steps, both {method: fraction}: independent steps (p^N) and measured."""
     grid = torch.linspace(0, 1, 201)
     figure, ax = plt.subplots(figsize=(WIDTH, 4.2))
-    for N, dash in ((1, ":"), (3, "--"), (6, "-"), (8, "-.")):
+    for N, dash in ((6, "-"), (8, "-.")):
         ax.plot(grid, grid**N, dash, color=GREY, lw=2.5 if N == 6 else 1.5, label=f"N = {N}")
     for name, x in p.items():
         if solved[name] - x**6 > 0.02:

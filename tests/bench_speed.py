@@ -302,7 +302,7 @@ def growth():
     def cost(prompts, G):
         return seconds(lambda: srl.generate(policy, tokenizer, prompts, G, max_new_tokens=40), repeats=2)[0]
     sweeps = {"prompts\n(G = 8, 55 tokens)": ([16, 32, 64, 128, 256], lambda n: cost(prompts[:n], 8)),
-              "completions a prompt\n(16 prompts)": ([4, 8, 16, 32, 64], lambda n: cost(prompts[:16], n)),
+              "completions per prompt\n(16 prompts)": ([4, 8, 16, 32, 64], lambda n: cost(prompts[:16], n)),
               "tokens of a prompt\n(16 prompts, G = 8)": ([50, 100, 200, 400, 800], lambda n: cost([text[i:i + n] for i in range(16)], 8))}
     times = {}
     for name, (sizes, measure) in sweeps.items():
@@ -322,7 +322,7 @@ def draw_growth(times, path):
         ax.plot(measured.keys(), measured.values(), "o-", color="#0072B2", lw=2)
         ax.set(xlabel=name, xlim=(0, None), ylim=(0, None))
     axes[0].set_ylabel("seconds")
-    figure.suptitle("Seconds of a rollout; dashed: in proportion\n(miniature, two CPU cores)", fontsize=12)
+    figure.suptitle("Seconds of a rollout; dashed: proportional\n(miniature, two CPU cores)", fontsize=12)
     figure.savefig(path, dpi=150)
     print(path)
 

@@ -284,8 +284,8 @@ def test_a_validation_names_the_first_problem_that_no_sample_solves_with_the_exp
         rewards = {e["id"]: [1.0 if e["id"] in solved else 0.25, 0.75] for e in examples}
         return srl.validate(run, examples, srl.srl_prompt, lambda text, e: rewards[e["id"]].pop(0), None, replace(cfg, val_samples=2))
     metrics = validate({"0", "1", "3"})
-    first, *_, marker, expected = metrics["val_unsolved"].rstrip().split("\n")
-    assert (first, marker, expected) == ("=== update 7, problem 2, step 1 of 1: reward 0.250", "--- expected", "1")
+    first, *_, marker, expected, _, problem = metrics["val_unsolved"].rstrip().split("\n")
+    assert (first, marker, expected) == ("=== update 7, problem 2, step 1 of 1: reward 0.250", "--- expected", "1") and problem == examples[2]["problem"]
     assert metrics["val_exact"] == 3 / 24 and validate({e["id"] for e in examples})["val_unsolved"] == ""
 
 

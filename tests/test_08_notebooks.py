@@ -212,15 +212,19 @@ def test_every_flag_in_backticks_is_a_flag_of_some_script(segment, srl, rlvr, ev
 
 
 def test_the_readmes_own_solutions_become_examples(tmp_path, monkeypatch, segment):
-    """Its file my.json through its command: the steps of one problem to train on, those of the other held out."""
+    """Its record and its ten problems through its command: two problems are held out, and every step is an example."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.json").write_text(re.search(r"<<'END'\n(.+?)^END$", README, re.MULTILINE | re.DOTALL)[1])
-    monkeypatch.setattr(sys, "argv", [*next(command for command in commands(README) if "my.json" in command)])
+    (tmp_path / "miniature").mkdir()
+    record = json.loads(re.search(r"```json\n(.+?)```", README, re.DOTALL)[1])
+    ten = json.loads((ROOT / "miniature/ten.json").read_text())
+    (tmp_path / "miniature/ten.json").write_text(json.dumps([record, *ten]))
+    monkeypatch.setattr(sys, "argv", [*next(command for command in commands(README) if "ten.json" in command)])
     segment.main()
     parts = [[json.loads(line) for line in (tmp_path / f"runs/my_data/{name}.jsonl").read_text().splitlines()] for name in ("train", "val")]
-    first = next(part for part in parts if "2x + 6" in part[0]["problem"])
+    first = [e for part in parts for e in part if "2x + 6 = 10" in e["problem"]]
     actions = ["1. **Subtract 6** 2x = 4", "2. **Divide by 2** x = 2", "3. **Answer** \\boxed{2}"]
-    assert [(e["k"], e["action"]) for e in first] == list(enumerate(actions, 1)) and first[0]["answer"] == "2" and sum(map(len, parts)) == 6
+    assert [(e["k"], e["action"]) for e in first] == list(enumerate(actions, 1)) and first[0]["answer"] == "2"
+    assert len(ten) == 10 and [len({e["id"] for e in part}) for part in parts] == [9, 2]
 
 
 # The README's first screen and numbers

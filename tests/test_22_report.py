@@ -166,7 +166,7 @@ def test_calls_of_an_agent_have_their_observations_and_its_changes_and_tests_are
 # The page of a training run
 def run_folder(folder, srl, samples):
     write_jsonl(folder / "log.jsonl", [{"step": n, "done": n, "reward": 0.5} for n in range(3)])
-    episodes = [(n, [(srl.Episode({"id": "p", "k": 2, "n": 2, "action": STEPS[1]}, [srl.Turn([], [], [], text)]), reward) for text, reward in group])
+    episodes = [(n, [(srl.Episode({"id": "p", "problem": "P", "partial": STEPS[0], "k": 2, "n": 2, "action": STEPS[1]}, [srl.Turn([], [], [], text)]), reward) for text, reward in group])
                 for n, group in enumerate(samples, 1)]
     write_text(folder / "completions.txt", "".join(srl.sample_text(*part) for part in episodes))
     return folder
@@ -183,7 +183,7 @@ def test_the_samples_of_a_training_run_are_shown_with_the_reward_of_the_time(tmp
     assert (first["id"], first["title"]) == ("update 1", "problem p, step 2 of 2") and [turn[3] for turn in first["turns"]] == [1, round(reward, 4), -1]
     assert first["turns"][0][2] == [0, len(STEPS[1])] and first["turns"][2][2] == []
     assert second["turns"][0][2:4] == [[], 0.0]                         # a reward that is no similarity: nothing is marked
-    assert list(data["runs"][0]["curves"]) == ["reward"] and data["heading"] == "Samples"
+    assert list(data["runs"][0]["curves"]) == ["reward"] and data["heading"] == "Prompts" and first["problem"] == f"P\n{STEPS[0]}"
 
 
 def test_a_training_run_has_a_page_without_completions_and_a_folder_without_a_log_has_none(tmp_path, evaluate, monkeypatch):
