@@ -13,7 +13,7 @@ def sample_tokens(logits, rows, uniforms, temperature):
     total = cumulative[:, -1:].contiguous()
     tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
     tokens = torch.minimum(tokens, torch.searchsorted(cumulative, total))[:, 0]     # never of probability 0
-    tokens = torch.where(uniforms < 0, logits.argmax(-1)[rows], tokens)
+    tokens = torch.where(uniforms < 0, logits.argmax(-1)[rows], tokens).clamp(max=logits.shape[-1] - 1)  # NaN
     return tokens, probabilities[rows, tokens].log()
 
 

@@ -45,6 +45,9 @@ def load_policy(name, device="cpu", dtype="float32", share_prompts=True):
             name, dtype=getattr(torch, dtype), attn_implementation="grouped_query", output_loading_info=True)
         if missing := report["missing_keys"]:
             raise ValueError(f"{len(missing)} weights are missing, such as {min(missing)}")
+    if (Path(name) / "adapter").is_dir() and dtype != "float32" and not rank():
+        print(f"ALARM (rounding): {name} has adapters merged in float32; {dtype} rounds most of their change "
+              "away, --dtype float32 keeps it")
     policy.to(device).eval()
     why = mismatch(policy) if share_prompts else "--no_share_prompts"
     if why:

@@ -30,11 +30,13 @@ def flag_problems(cfg):
         torch.zeros(1, device=cfg.device)
     except (RuntimeError, AssertionError) as error:
         problems.append(f"--device {cfg.device}: not available ({first_line(error)}); --device cpu always is")
-    most = 0.5 if getattr(cfg, "mode", "") in ("stepwise", "single") else 1     # std of 0 and 1; of -1 and 1
+    most = math.sqrt(cfg.group_size**2 // 4) / cfg.group_size       # std of 0 and 1, half of them each
+    most *= 1 if getattr(cfg, "mode", "") in ("stepwise", "single") else 2      # of -1 and 1
     rules = [
         (cfg.temperature == 0, "--temperature 0: must be greater, or the completions of a group are equal"),
-        (cfg.group_size == 1, "--group_size 1: completions are compared in their group; use at least 2"),
-        (cfg.eps >= most, f"--eps {cfg.eps}: no group has a greater std; use less than {most}"),
+        (cfg.group_size == 1 and getattr(cfg, "method", "") != "sft",
+         "--group_size 1: completions are compared in their group; use at least 2"),
+        (cfg.eps >= most, f"--eps {cfg.eps}: no group has a greater std; use less than {most:.3g}"),
         (cfg.shard and num_ranks() == 1, "--shard: there is one process; use torchrun --nproc-per-node N"),
         (cfg.shard and (cfg.lora_rank or cfg.optimizer != "adam"),
          "--shard: needs --optimizer adam and no --lora_rank; adapters fit one device"),
@@ -44,11 +46,11 @@ def flag_problems(cfg):
 
 
 def prompt_problems(name, model, tokenizer, examples, make_prompt, cfg):
-    """Prompts that the template cannot render, or the model cannot take, of the 16 with most characters."""
-    def characters(messages):
-        return sum(len(message["content"]) for message in messages)
+    """Prompts that the template cannot render, or the model cannot take, of the 16 with most bytes."""
+    def size(messages):     # in bytes: a Chinese character has three, and often a token of its own
+        return sum(len(message["content"].encode("utf-8", "replace")) for message in messages)
     try:
-        longest = sorted(map(make_prompt, examples), key=characters)[-16:]
+        longest = sorted(map(make_prompt, examples), key=size)[-16:]
         prompts = encode_texts(tokenizer, [prompt_text(tokenizer, messages) for messages in longest])
         if not all(prompts):
             raise ValueError("the tokenizer produces no tokens")

@@ -153,7 +153,9 @@ def generate(policy, tokenizer, prompts, group_size, temperature=1.0, max_new_to
 
 
 def as_rollout(tokenizer, tokens, logprobs, lengths, eos):
-    """A Rollout of tokens and log-probabilities (B, T), lengths (B,)."""
+    """A Rollout of tokens and log-probabilities (B, T), lengths (B,). InputError where logits were NaN."""
+    if logprobs.isnan().any():
+        raise InputError("the model's logits are not finite; use --dtype float32, or another model")
     completions = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
     logprobs = [row[:n] for row, n in zip(logprobs.tolist(), lengths.tolist(), strict=True)]
     end_ids = set(eos.tolist())

@@ -1,7 +1,5 @@
 """A training run: progress bar, log, trackers, best model by validation, checkpoints, exact resume after any
 interruption."""
-import ast
-import inspect
 import math
 import os
 import random
@@ -22,10 +20,8 @@ from .files import InputError, atomic_write, explain_write_errors, first_line, w
 from .optimizer import make_optimizer
 from .policy import load_policy, save_model
 from .preflight import check_start
-from .stored import digest, digest_files
+from .stored import digest, identity_of
 
-# the files of engine/ that decide what a completion is worth
-JUDGING = "chat problems matcher grader grader_process tools sandbox sandbox_process trajectories".split()
 # flags that do not change what is learned
 IGNORED_ON_RESUME = ("continue_changed", "save_every", "report_to", "share_prompts", "shard", "max_rows",
                      "update_tokens")
@@ -70,29 +66,6 @@ def make_tracker(cfg):
         return lambda line: tracker.log(numbers(line), step=line["step"])
     except ImportError:
         raise InputError(f"--report_to {cfg.report_to}: not installed; pip install {cfg.report_to}") from None
-
-
-def identity_of(cfg, data, make_prompt, functions):
-    """{what a run is made of beside its flags: its digest}; a run continues with the same only.
-
-    functions: the source of their modules decides what is learned; comments do not count, docstrings do.
-    """
-    modules = {inspect.getmodule(getattr(f, "func", f)) for f in functions if f}
-    sources = [inspect.getsource(module) for module in modules if getattr(module, "__file__", None)]
-    sources += [path.read_text() for path in Path(__file__).parent.glob("**/*.py") if path.stem in JUDGING]
-    sources = sorted(ast.unparse(ast.parse(source)) for source in sources)
-    values = [value for f in functions for value in bound_values(f) if isinstance(value, (str, int, float))]
-    kinds = (".safetensors", ".bin"), (".json", ".jinja", ".model", ".txt")
-    weights, files = (digest_files(cfg.model, *k) if Path(cfg.model).is_dir() else "" for k in kinds)
-    return {"data": digest(*data), "prompt": digest(make_prompt(data[0][0])), "code": digest(sources, values),
-            "weights of --model": weights, "tokenizer or configuration of --model": files}
-
-
-def bound_values(function):
-    """What a function is bound to: a partial's arguments, a closure's variables, an object's fields."""
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    bound = [*getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]
-    return cells + bound + [*getattr(function, "__dict__", {}).values()]
 
 
 def load_checkpoint(out, cfg, identity):

@@ -1,9 +1,12 @@
 """Stored records: without this file an interrupted evaluation begins again; no result says what made it."""
+import ast
 import hashlib
 import inspect
 import json
 import platform
 import subprocess
+import sys
+import sysconfig
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +16,10 @@ import torch
 from .distributed import on_all_ranks, rank
 from .files import InputError, explain_read_errors, remove, write_jsonl, write_text
 
+# the files of engine/ that decide what a completion is worth
+JUDGING = "chat problems matcher grader grader_process tools sandbox sandbox_process trajectories".split()
+# folders whose modules are no part of what a user writes
+NOT_OWN = (sys.prefix, sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), Path(__file__).parent)
 RESULTS = ("*.json", "seed*/*.json")    # in a folder of results
 
 
@@ -33,6 +40,40 @@ def digest_files(model, *suffixes):
         with open(path, "rb") as file:
             found.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
     return digest(found) if found else ""
+
+
+def own_modules(functions):
+    """{file: module} of functions and of all that their modules import, without engine/ and packages."""
+    found, todo = {}, [getattr(f, "func", f) for f in functions]
+    while todo:
+        module = inspect.getmodule(todo.pop())
+        path = Path(getattr(module, "__file__", None) or "")
+        if path.suffix == ".py" and path not in found and not any(map(path.is_relative_to, NOT_OWN)):
+            found[path] = module
+            todo += vars(module).values()
+    return found
+
+
+def identity_of(cfg, data, make_prompt, functions):
+    """{what a run is made of beside its flags: its digest}; a run continues with the same only.
+
+    functions: the source of their modules, and of the modules that these import, decides what is learned;
+    comments do not count, docstrings do.
+    """
+    judging = [path for path in Path(__file__).parent.glob("**/*.py") if path.stem in JUDGING]
+    sources = sorted(ast.unparse(ast.parse(path.read_text())) for path in [*own_modules(functions), *judging])
+    values = [value for f in functions for value in bound_values(f) if isinstance(value, (str, int, float))]
+    kinds = (".safetensors", ".bin"), (".json", ".jinja", ".model", ".txt")
+    weights, files = (digest_files(cfg.model, *k) if Path(cfg.model).is_dir() else "" for k in kinds)
+    return {"data": digest(*data), "prompt": digest(make_prompt(data[0][0])), "code": digest(sources, values),
+            "weights of --model": weights, "tokenizer or configuration of --model": files}
+
+
+def bound_values(function):
+    """What a function is bound to: a partial's arguments, a closure's variables, an object's fields."""
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    bound = [*getattr(function, "args", ()), *getattr(function, "keywords", {}).values()]
+    return cells + bound + [*getattr(function, "__dict__", {}).values()]
 
 
 def made_of(model, problems, prompts, settings, code):

@@ -3,6 +3,7 @@ import math
 from collections import Counter
 from functools import lru_cache
 from statistics import NormalDist, fmean, mode
+from zlib import crc32
 
 import torch
 
@@ -175,8 +176,10 @@ def caption(found):
 
 def values_of(results, name):
     """The values of a setting, or of k, in the results of one row; "" where they are not known."""
-    parts = [{**r.get("decoding", {}), "k": part["k"]} for r in results for part in r["benchmarks"].values()]
-    return ", ".join(dict.fromkeys(str(part[name])[:40] for part in parts if name in part))
+    parts = [{**({"prompt": "ours", **r["decoding"]} if "decoding" in r else {}), "k": part["k"]}
+             for r in results for part in r["benchmarks"].values()]
+    values = dict.fromkeys(str(part[name]) for part in parts if name in part)
+    return ", ".join(v if len(v) <= 40 else f"{v[:40]}.. (CRC {crc32(v.encode())})" for v in values)
 
 
 def results_table(found, label, summary, difference, comparisons, notes):

@@ -382,6 +382,10 @@ def test_rows_of_other_numbers_of_samples_share_a_k(evaluate, tmp_path):
     assert " but " not in table_of(evaluate, tmp_path, a=[result([4] * 30)])[1]
     _, caption = table_of(evaluate, tmp_path, a=[result([4] * 30, decoding={"temperature": 1.0})], b=[result([4] * 30, decoding={"temperature": 0.6})])
     assert "temperature is 1.0, but 0.6 in b." in caption
+    ours, long = result([4] * 30, decoding={"k": 8}), "You are a careful mathematician, and think. "
+    own = [result([4] * 30, decoding={"prompt": {"system": long + end}}) for end in ("Answer.", "Check.")]      # equal at the beginning
+    assert "prompt is ours, but {'system': 'You are a" in table_of(evaluate, tmp_path, a=[ours], b=[ours], c=own[:1])[1]
+    assert table_of(evaluate, tmp_path, b=own[:1], c=own[1:])[1].count("CRC") == 2
 
 
 @pytest.mark.parametrize("other, names", [

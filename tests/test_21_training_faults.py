@@ -17,13 +17,14 @@
 import json
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from reference import PROMPTS, forward_logprobs, small_model
 
-from engine import rollout
+from engine import rollout, stored
 from engine import run as engine_run
 from engine.files import InputError
 from engine.optimizer import make_optimizer
@@ -53,7 +54,10 @@ def test_merged_adapters_keep_a_change_that_bfloat16_would_lose(srl, tiny, token
     save_model(policy, tokenizer, tmp_path / "saved")
     assert "of their change" in capsys.readouterr().out
     assert json.loads((tmp_path / "saved/config.json").read_text())["dtype"] == "float32"
+    load_policy(tmp_path / "saved", dtype="bfloat16")
+    assert "ALARM (rounding)" in capsys.readouterr().out
     merged, _ = load_policy(tmp_path / "saved")
+    assert "ALARM" not in capsys.readouterr().out
     base = load_policy(task[0].model)[0].to(torch.bfloat16).float()
     for name, module in policy.named_modules():
         if hasattr(module, "get_delta_weight"):
@@ -82,8 +86,16 @@ def test_a_run_continues_with_the_same_data_weights_prompt_and_code_only(srl, ta
         with pytest.raises(InputError, match=f"other {other}"):
             srl.train(cfg, *args)
     both = (examples, examples), srl.srl_prompt                 # the loop is 02's also where the reward is 03's: an edit there is another run
-    assert engine_run.identity_of(cfg, *both, (srl.train, reward)) != engine_run.identity_of(cfg, *both, (reward,))
-    bound = [engine_run.identity_of(cfg, *both, (partial(reward, weight=weight),)) for weight in (1, 2, 2)]
+    assert stored.identity_of(cfg, *both, (srl.train, reward)) != stored.identity_of(cfg, *both, (reward,))
+    (tmp_path / "helper.py").write_text("BONUS = 1\n\ndef bonus():\n    return BONUS\n")
+    (tmp_path / "own.py").write_text("from helper import bonus\n\ndef reward(text, example):\n    return bonus()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own, before = import_module("own").reward, []
+    for value in (1, 1, 2):                                     # a file that the reward's own file imports is edited
+        (tmp_path / "helper.py").write_text((tmp_path / "helper.py").read_text().replace("BONUS = 1", f"BONUS = {value}"))
+        before.append(stored.identity_of(cfg, *both, (own,)))
+    assert before[0] == before[1] != before[2]
+    bound = [stored.identity_of(cfg, *both, (partial(reward, weight=weight),)) for weight in (1, 2, 2)]
     assert bound[0] != bound[1] == bound[2]
     for name in ("chat_template.jinja", "config.json"):
         path = Path(cfg.model) / name
@@ -92,7 +104,7 @@ def test_a_run_continues_with_the_same_data_weights_prompt_and_code_only(srl, ta
         with pytest.raises(InputError, match="other tokenizer or configuration of --model"):
             srl.train(cfg, examples, examples[:4], srl.srl_prompt, reward)
         path.write_text(text)
-    monkeypatch.setattr(engine_run, "JUDGING", ["chat"])                                         # as an edit of the matcher would
+    monkeypatch.setattr(stored, "JUDGING", ["chat"])                                         # as an edit of the matcher would
     with pytest.raises(InputError, match="other code"):
         srl.train(cfg, examples, examples[:4], srl.srl_prompt, reward)
     monkeypatch.undo()
@@ -116,6 +128,7 @@ def test_an_std_that_rewards_of_0_and_1_cannot_exceed_is_refused(rlvr, task):
     for mode, said in (("stepwise", "less than 0.5"), ("single", "less than 0.5")):
         cfg = rlvr.Config(model=task[0].model, out=task[0].out, mode=mode, eps=0.5)
         assert [problem for problem in flag_problems(cfg) if said in problem]
+    assert [problem for problem in flag_problems(replace(cfg, group_size=3, eps=0.48)) if "less than 0.471" in problem]     # two of three
     assert not flag_problems(rlvr.Config(model=task[0].model, out=task[0].out, mode="agent", eps=0.5))
 
 
@@ -186,6 +199,11 @@ def test_no_uniform_number_draws_a_token_of_probability_zero(size):
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).repeat_interleave(4, 0).gather(-1, tokens[:, None])[:, 0], atol=1e-4, rtol=1e-4)
     draws = torch.rand(20_000)
     few = torch.tensor([[0.1, 0.2, 0.0, 0.7]])
+    for number in (0.0, 0.5, -1.0):                             # logits that are not finite: an error, no index beyond the vocabulary
+        tokens, logprobs = sample_tokens(torch.full((1, 8), torch.nan), torch.zeros(1, dtype=torch.long), torch.tensor([number]), 1.0)
+        assert tokens.item() < 8 and logprobs.isnan().all()
+        with pytest.raises(InputError, match="not finite"):
+            rollout.as_rollout(None, tokens[None], logprobs[None], torch.tensor([1]), torch.tensor([0]))
     counts = torch.bincount(sample_tokens(few.log(), torch.zeros(20_000, dtype=torch.long), draws, 1.0)[0], minlength=4) / 20_000
     torch.testing.assert_close(counts, few[0], atol=0.015, rtol=0)
 
