@@ -456,8 +456,8 @@ def pass_curves(curves):
     for (name, curve), marker in zip(curves.items(), "osD^vPX<>*hpd", strict=False):
         ax.plot(range(1, len(curve) + 1), curve, "--" if control(name) else "-", marker=marker, lw=2,
                 color=colour(name), label=label(name))
-    ax.set(xlabel="attempts k", ylabel="pass@k on the hard set, %", ylim=(-3, 103))
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2)
+    ax.set(xlabel="attempts k", ylabel="pass@k, %", ylim=(-3, 103))
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=2, fontsize=10)
     finish(figure, "More attempts help most where a method is right now and then")
 
 
@@ -486,7 +486,7 @@ def problem_by_problem(found, benchmarks, before="srl", after="srl_rlvr"):
         rights = [torch.tensor([r[seed]["right"] for seed in seeds]).double().mean(0) for r in runs]
         x, y = (right / runs[0][seeds[0]]["k"] for right in rights)
         jitter = torch.rand(2, len(x), generator=torch.Generator().manual_seed(0)) * 0.03 - 0.015
-        ax.scatter(x + jitter[0], y + jitter[1], s=18, alpha=0.6, color=colour(after))
+        ax.scatter((x + jitter[0]).clamp(0, 1), (y + jitter[1]).clamp(0, 1), s=18, alpha=0.6, color=colour(after))
         ax.plot([0, 1], [0, 1], color=GREY, lw=1)
         better, worse = int((y > x).sum()), int((y < x).sum())
         ax.set(title=f"{bench}: {better} better, {worse} worse", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
