@@ -11,8 +11,13 @@ from .files import InputError, parse_json, read_rows
 # names of each column in public data sets; the first that a row has
 COLUMNS = {"id": ("id", "unique_id", "idx"), "problem": ("problem", "question"),
            "solution": ("solution",), "answer": ("answer",)}
-# a box with braces or of a bare number, an escaped character (an escaped brace is no brace), a brace
-BOX = re.compile(r"""\\+(?:boxed|fbox|framebox)(?: \s*\{ | \s+(-?\d(?:[\d.,/]*\d)?)\b(?![\^_{\\]) )
+# a box with braces or of a bare number, $formula$, fraction or letter, an escaped character (an escaped brace
+# is no brace), a brace
+BOX = re.compile(r"""\\+(?: (?:[Bb]oxed|fbox|framebox|bbox)(?:\s*\[[^][]*\])*
+        | (?:colorbox|fcolorbox\s*\{[^{}]*\})\s*\{[^{}]*\} )
+    (?: \s*\{ | \s*(-?\d(?:[\d.,/]*\d)?\b(?![\^_{\\]) | \$[^$\s](?:[^$\n]*[^$\s])?\$
+        | -?\\[dt]?frac(?:\s*(?:\d|\{(?:[^{}]|\{[^{}]*\})*\})){2}(?!\s*[\^_])
+        | (?<=\s)[A-Z]\b(?!\s*[\w^'=])) )
     | \\. | [{}]""", re.DOTALL | re.VERBOSE)
 
 
