@@ -32,29 +32,41 @@ def pattern(text):
 
 
 PARTS = {
-    "TEXT": r"\\(?:mbox|(?:text|math)(?:bf|rm|it|sf|tt|up|normal|superscript)?)\s*",
+    "TEXT": r"\\(?:mbox|operatorname|(?:text|math)(?:bf|rm|it|sf|tt|up|normal|superscript)?)\s*",
     "ORDINAL": "(?:st|nd|rd|th)",
+    "LETTER": "[A-HJK]",
     "SPACE": r"(?:\\[ ,;:!]|~|\\(?:q?quad|enspace)(?![a-z])|\\hspace\*?\{[^}]*\}|[\s:.])",
     "NUMBER": r"(\d+\.\d+|\d{1,3}(?:,\d{3})+|[\dA-Fa-f]{2,}|\d)",
     "OPERATOR": r"\\(?:cup|cap|times|cdot|div|pm|wedge|vee|le|ge|ne|in|to|sub|sup|equiv|R|r|imp)[a-z]*"}
 FONT = pattern(r"""\\(?:[fh]?box|boxed|boldsymbol|pmb|bm|underline|emph)\s*(?=\{)
     | \\(?:framebox|bbox)\s*(?:\[[^\]]*\])*\s*(?=\{) | \\f?colorbox(?:\{\w+\}){1,2}(?=\{)
+    | TEXT(?=\{[\dA-F]+\s*_) | \\[bB]igg?[lrm]?(?![a-z])                  # \mathbf{243_5}, \bigl(1,2\bigr)
     | \\(?:text)?color\s*\{\w+\} | \\(?:bf|it|bfseries)(?![A-Za-z])\s*""")
 SCIENTIFIC = pattern(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])")
 SUBSCRIPT = pattern("[₀-₉]+")
-TEXT_NUMBER = pattern(r"(?<![\d\s])TEXT\{\s*(\d+)\s*\}")
+TEXT_NUMBER = pattern(r"(?<![\d\s])TEXT\{\s*(\d+)\s*\.?\s*\}")
 DOTS = pattern(r"\\dot\s*\{?(\d)\}?\s*(\d*)\s*\\dot\s*\{?(\d)\}?")                   # 0.\dot{1}2\dot{3}
-REPEATING = pattern(r"""(\d{1,3}(?:,\d{3})+|\d*)\.(\d*)
-    \\(?:overline|bar|dot)\s*(?:\{\s*(\d+)\s*\}|(\d))(\s*\\?%)?""")
-ORDINALS = pattern(r"""(?<=\d)\s*\^?\s*(?: \{\s*TEXT\{\s*ORDINAL\s*\}\s*\}
+REPEATING = pattern(r"""(\d{1,3}(?:,\d{3})+|\d*)(?:\{,\}|\.)(?:\s|\\,)*(\d*)(\{)?
+    ((?:\\(?:overline|bar|dot)\s*(?:\{\s*\d+\s*\}|\d))+ | (?<=\d\.)\(\d+\))(?(3)\})(?:_10|_\{10\})?""")
+PERCENT = pattern(r"(\d*)\s*\\[dt]?frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))(?=\s*\\?%)")
+PERCENTAGE = pattern(r"^(-?[1-9][\d,]*(?:\.\d+)?)\s*\\?%$")
+ORDINALS = pattern(r"""(?:(?<=\d)|(?<=\d\}))(?:\{\})?\s*\^?\s*(?: \{\s*TEXT\{\s*ORDINAL\s*\}\s*\}
     | (?:TEXT)?\{\s*(?:TEXT|\\rm\s*)?ORDINAL\s*\} | ORDINAL(?!\w) )""")
 CHOICE = pattern(r"""                                                       # \textbf{(C)}\ 5, or C alone
-    (?: (?:TEXT)?\{\s*\(?([A-H])\s*[).:]+\s*\}SPACE* | \(?([A-H])[).:]+(?:SPACE+|$) | ([A-H])$ )
-    (?!SPACE*(?: [+*/^_=<>,;&|!'] | \\& | -\s | OPERATOR | (?:TEXT\{?\s*)?(?:\(?[A-H]\)|(?:and|or)\b) ))""")
-BASE = pattern(r"""(?<![\w.\\^}])(?: \(NUMBER\) | (?:TEXT)?\{NUMBER\} | NUMBER )\s*
-    _\s*(?: \{((?:[^{}]|\{[^{}]*\})*)\} | (TEXT\{[^{}]*\}|\d+|[a-z](?![a-z])) )""")
+    (?: (?:TEXT)?\{\s*\(?(LETTER)\s*[).:]+\s*\}SPACE* | \(?(LETTER)[).:]+(?:SPACE+|$) | (LETTER)$ )
+    (?!SPACE*(?: [+*/^_=<>,;&|!'] | \\& | -\s | OPERATOR | (?:TEXT\{?\s*)?(?:\(?LETTER\)|(?:and|or)\b) ))""")
+CHOICE_LAST = pattern(r"([^A-Z]*\d\}*)SPACE*TEXT\{\s*\((LETTER)\)\s*\}$")                # 5\ \textbf{(C)}
+LETTER_IN_FONT = pattern(r"^(\(?)TEXT\{\s*(LETTER)\s*\}(?=[).:])")                      # (\text{C})
+ANSWER_IS = pattern(r"""^((?:TEXT)?\{?\s*)(?:[Tt]he\s)?(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\sis)?:?\s+
+    (?=\(?LETTER\b)""")
+BASE = pattern(r"""(?<![\w.\\^}])(?: (?:\\left)?\(NUMBER(?:\\right)?\)
+    | (?:TEXT|\\overline)?\{NUMBER\} | NUMBER )
+    \s*_\s*(?: \{((?:[^{}]|\{[^{}]*\})*)\} | (TEXT\{[^{}]*\}|\d+|[a-z](?![a-z])) )""")
 IN_BASE = pattern(r"NUMBER[\s,(-]*(?:in\s)?[\s(]*base[\s-]*(\w+)[\s).]*")               # 52 in base 8
 BASES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+BASES = {word: str(base) for base, word in enumerate(BASES, 2)} | {
+    "binary": "2", "ternary": "3", "octal": "8", "decimal": "10", "hexadecimal": "16"}
+PRIMES = re.compile(r"(?<=[A-Za-z}])'+")
 
 
 def is_group(text):
@@ -64,26 +76,32 @@ def is_group(text):
 
 
 def fraction_of_decimal(match):
-    r"""0.1\overline{6} as \frac{15}{90}; before a percent sign, where no fraction may be, 20 digits of it."""
-    whole, fixed, braced, single, percent = match.groups()
-    repeated = braced or single
-    whole = whole.replace(",", "")
-    if percent:
-        return f"{whole or 0}.{(fixed + repeated * 20)[:20]}{percent}"
+    r"""0.1\overline{6} as \frac{15}{90}."""
+    whole, fixed = match[1].replace(",", ""), match[2]
+    repeated = re.sub(r"\D", "", match[4])
     numerator = int(whole + fixed + repeated) - int(whole + fixed or 0)
     return rf"\frac{{{numerator}}}{{{'9' * len(repeated)}{'0' * len(fixed)}}}"
 
 
+def decimal_of_fraction(match):
+    r"""66\frac{2}{3}, before a percent sign, where no fraction may be, in 20 decimals."""
+    whole, denominator = int(match[1] or 0), int(match[4] or match[5])
+    digits = (whole * denominator + int(match[2] or match[3])) * 10**20 // denominator
+    return f"{digits // 10**20}.{digits % 10**20:020}"
+
+
 def spelled(text):
     """An answer in spellings that math-verify reads."""
+    text = re.sub(r"~|(?<!\\)\\ ", " ", text)
+    text = re.sub(r"^[\s=]+|(?:[\s,;]|(?<!\.)\.|(?<!\\)\\[,;:!]?)+(?=\$?$)", "", text)              # 5.
     text = SUBSCRIPT.sub(lambda match: f"_{{{unicodedata.normalize('NFKC', match[0])}}}", text)
     text = TEXT_NUMBER.sub(r"\1", text.replace("°", "^\\circ"))
-    text = re.sub(r"(?<=\d)\{([.,])\}(?=\d|\\(?:overline|bar|dot))", r"\1", text)            # 1{,}234
+    text = re.sub(r"(?<=\d)\{([.,])\}(?=\d)|(?<=\d)\{(\.)\}(?=\\)", r"\1\2", text)           # 1{,}234
     text = DOTS.sub(r"\\overline{\1\2\3}", text)
     plain = FONT.sub("", text).strip()
     if plain != text and is_group(plain):
         plain = plain[1:-1]
-    text = ORDINALS.sub("", REPEATING.sub(fraction_of_decimal, plain))
+    text = PERCENT.sub(decimal_of_fraction, ORDINALS.sub("", REPEATING.sub(fraction_of_decimal, plain)))
     words = re.sub(PARTS["TEXT"] + r"|[{}~$_]|\\[ ,;]", " ", text).split()
     if found := IN_BASE.fullmatch(" ".join(words)):
         return f"{found[1]}_{{{found[2]}}}"
@@ -93,7 +111,9 @@ def spelled(text):
 
 def readings(text):
     r"""(letter of a choice or None, the rest or None): \textbf{(C)}\ 5 is C and 5."""
-    text = spelled(text)
+    text = LETTER_IN_FONT.sub(r"\1\2", ANSWER_IS.sub(r"\1", spelled(text)))
+    if found := CHOICE_LAST.match(text):
+        return found[2], found[1]
     inside = re.sub("^" + PARTS["TEXT"], "", text)
     for form in (text, inside[1:-1] if is_group(inside) else ""):
         if found := CHOICE.match(form):
@@ -104,8 +124,8 @@ def readings(text):
 def number_in_base(keep, match):
     r"""52_8 as 42 times a symbol for base 8, or as 52 where the other answer leaves its base out."""
     digits = (match[1] or match[2] or match[3]).replace(",", "")
-    base = re.sub(PARTS["TEXT"] + r"|[\s{}()~\\!,;:]|base", "", match[4] or match[5])
-    base = str(BASES.index(base) + 2) if base in BASES else base
+    base = re.sub(PARTS["TEXT"] + r"|\\rm\b|[\s{}()~\\!,;:]|base", "", match[4] or match[5])
+    base = re.sub(r"[-+*/.]", lambda sign: str(ord(sign[0])), BASES.get(base, base))       # b+1: b431
     value = None
     with suppress(ValueError):
         value = int(digits, int(base))
@@ -192,7 +212,13 @@ def verdict(answer, gold):
         return "wrong"
     if letter and gold_letter and not (value and gold_value):
         return "right"
-    return grade(value or letter, gold_value or gold_letter)
+    given, expected = value or letter, gold_value or gold_letter
+    if given != expected and PRIMES.sub("", given) == PRIMES.sub("", expected):
+        return "wrong"                                      # math-verify drops the primes of B' and C''
+    result = grade(given, expected)
+    if result != "right" and bool(PERCENTAGE.match(given)) != bool(PERCENTAGE.match(expected)):
+        return grade(PERCENTAGE.sub(r"\1", given), PERCENTAGE.sub(r"\1", expected))     # 12.5\% for 12.5
+    return result
 
 
 # 3. The program

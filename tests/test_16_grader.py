@@ -102,7 +102,21 @@ SPELLINGS = {
     "5": ["\\textbf{(C)}\\ 5", "\\textbf{(C)}\\enspace 5", "\\textbf{(C)}\\hspace{.05in}5", "\\textbf{(C) }5", "(C)\\ 5", "\\text{C: } 5",
         "\\textbf{(C)}\\quad 5", "\\text{(C) 5}"],
     "\\textbf{(C)}\\ 5": ["C", "5", "\\text{(C)}", "(C) 5.0"], "(2,-3)": ["\\textbf{(B)}\\ (2,-3)"], "-3": ["\\textbf{(E)}\\ -3"], "A+5": ["(A) + 5"],
-    "P(A)": ["P(A)"], "A, C": ["(A), (C)"]}
+    "P(A)": ["P(A)"], "A, C": ["(A), (C)"],
+    "B": ["(\\text{B})\\ 12", "(\\mathrm{B}) 7", "\\text{B}: 12", "12\\ \\textbf{(B)}", "12 \\text{ (B)}", "\\text{Option B}", "\\text{The answer is B}", "\\text{B}.",
+        "\\text{(B)\\ }\\frac13", "\\text{Answer: B}", "\\text{Choice (B)}"],
+    "\\textbf{(B)}\\ 12": ["\\textbf{(B)}~12~\\text{cm}", "\\mathrm{(B)\\ }12", "12\\ \\textbf{(B)}"], "8": ["(J)\\ 8", "\\textbf{(J)}\\ 8", "(\\text{B})\\ 8"],
+    # spaces, punctuation, brackets
+    "5/1": ["5~\\text{cm}", "5~", "~5", "5\\ ", "5,", "$5$.", "\\text{5.}", "=5", "5\\,.", "\\frac{10}{2};"], "(1,2)": ["(1,2).", "\\bigl(1,2\\bigr)", "\\Big(1,2\\Big)~"],
+    "\\sqrt{2}": ["\\sqrt{2},", "\\sqrt2~\\text{m}"],
+    # percentages
+    "66\\frac23\\%": ["66.\\overline{6}\\%", "\\frac{200}{3}\\%", "66\\frac23", "\\frac23"], "66\\frac23": ["66.\\overline{6}\\%", "66\\frac{2}{3}\\%"],
+    "66.\\overline{6}\\%": ["66\\frac23\\%", "66.\\overline{6}"], "12.5\\%": ["12\\frac12\\%", "12.5", "\\frac18"], "37\\dfrac12\\%": ["37.5\\%", "37.5", "3/8"],
+    "\\frac{5}{11}": ["0{,}\\overline{45}", "0.\\,\\overline{45}", "0. \\overline{45}", "0.{\\overline{45}}", "0.\\overline{45}_{10}", "0.(45)", "0.\\bar{4}\\bar{5}",
+        "0.\\overline{4}\\overline{5}.", "0.4\\overline{5}\\overline{4}"],
+    "243_5": ["\\left(243\\right)_5", "\\mathbf{243_5}", "\\overline{243}_5", "243_{\\rm five}", "243_{5}."],
+    "101_2": ["101_{\\text{binary}}", "\\textbf{101_2}"], "7_8": ["7_{\\text{octal}}"], "121_{b+1}": ["121_{ b + 1 }", "121"],
+    "3": ["{3}^{\\text{rd}}", "3{}^{\\text{rd}}", "3^{\\operatorname{rd}}"], "\\frac15": ["\\frac{1}{5}^{\\text{th}}"], "B'": ["B'"]}
 # of the same kinds, answers that are wrong for a gold
 DIFFERENT = {
     # exactly
@@ -119,6 +133,10 @@ DIFFERENT = {
     "12^{\\text{th}}": ["11^{\\text{th}}", "12^2"], "x^{th}": ["x"], "42": ["\\fbox{24}", "\\bm{4}2^2"],
     "C": ["\\textbf{(D)}\\ 5", "(B)", "\\text{(A)}\\ C", "2C", "(A), (C)"], "5": ["\\textbf{(C)}\\ 6", "\\textbf{(C)}"],
     "A": ["\\text{(A)}\\ \\&\\ \\text{(B)}"], "1-2^{-61}": ["\\sum_{k=1}^{60} 2^{-k}"], "\\cos\\frac{\\pi}{7}": ["\\cos\\frac{\\pi}{7}+10^{-40}"],
+    "121_{b+1}": ["121_{b+2}", "121_{b-1}", "121_b"], "110_{-2}": ["110_{-3}", "110_2"], "110_{1/2}": ["110_{1/3}"], "243_5": ["\\left(243\\right)_6", "\\mathbf{243_6}"],
+    "B": ["B'", "B''", "\\text{Option C}", "\\text{not (B)}", "12\\ \\textbf{(C)}", "(\\text{C})\\ 12", "\\text{Answer B or C}"], "\\triangle A'B'C'": ["\\triangle ABC"],
+    "66\\frac23\\%": ["66\\frac13\\%", "66.7\\%", "66"], "0.5": ["0.5\\%", "\\frac12\\%"], "12.5\\%": ["12.6"], "\\frac{5}{11}": ["0.\\overline{5}\\overline{4}", "0.(54)", "0.45"],
+    "0.333": ["0.333..."], "{2}^{n}": ["2^{m}\\text{th}"], "x=5": ["5x", "=6"],
     "\\textbf{(C)}\\ 5": ["D", "\\textbf{(D)}\\ 5", "(C) 6", "6"], "e": ["(E) 7"]}
 
 
