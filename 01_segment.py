@@ -69,12 +69,16 @@ PLAIN_START = re.compile(r"^ {0,3}\(?(\d{1,3})[.)][^\S\n]+(?=\S)", re.MULTILINE)
 # The heading of a part, whose steps are numbered from 1 again: ### Part (b), **Minimum:**, (b) text
 PART = re.compile(r"""^\ {0,3}( \#{1,6} | \*\*(?=[^\n]*\*\*\W*$|\(?[a-z]\)) | part\b
     | (?=\(?(?:[a-z]|[ivx]+)\)) )[^\n]*""", re.M | re.I | re.X)
-OTHER_SOLUTION = re.compile(r"(?i)\b(?:solution|method|approach|proof)(?:\W*[2-9]| b)\b|alternative|another")
+SOLUTIONS = "(?:solution|method|approach|proof|attempt|strategy|way)"
+OTHER_SOLUTION = re.compile(rf"(?i)\b{SOLUTIONS}(?:\W*(?:[2-9]|ii+|iv)| b)\b|alternative|another"
+                            rf"|\b(?:second|third|fourth|other|2nd|3rd)\ {SOLUTIONS}\b")
 # What a list before the steps may hold: 1. **Condition 1:**, or a list below "the following conditions:"
 GIVEN = r"""(?:(?:the|all|given|known|problem|first|second|two|three)\ )*
     (?:condition|given|constraint|requirement|clue|assumption)s?"""
-CONDITION = re.compile(rf"[\W_]*(?:step\ )?\d+[\W_]*{GIVEN}\b", re.I | re.X)
-CONDITIONS = re.compile(rf"""(?:^[#*_\ ]*|\bfollowing\ )(?:{GIVEN}|(?:given|known)\ (?:information|data))
+CONDITION = re.compile(rf"""[\W_]*(?:step\ )?\d+[\W_]*
+    (?:{GIVEN}\b | (?:property|rule|fact|hypothesis)\W+(?:\d|(?:[a-z]|[ivx]+)\b))""", re.I | re.X)
+CONDITIONS = re.compile(rf"""(?:(?:^[#*_\ ]*|\bfollowing\ )
+    (?:{GIVEN}|(?:given|known)\ (?:information|data)|facts|properties)|problem\ states\ that|\bmust\ satisfy)
     (?:\ (?:are|hold|must\ hold|are\ satisfied))?(?:\ as\ follows)?[:*_\s]*\Z""", re.I | re.M | re.X)
 
 
@@ -242,7 +246,8 @@ def split_by_problem(examples, num_val, seed):
     problem = problem_ids(examples)
     problems = sorted(set(problem.values()))
     if not 0 < num_val < len(problems) and (num_val, len(problems)) != (0, 1):  # a single one is trained on
-        raise InputError(f"--num_val {num_val}: there are {len(problems)} problems; hold out 1 or more")
+        fix = f"hold out 1 to {len(problems) - 1}, or " * (len(problems) > 1) + "leave the flag out"
+        raise InputError(f"--num_val {num_val}: there are {len(problems)} problems; {fix}")
     held_out = set(random.Random(seed).sample(problems, num_val))
     train = [example for example in examples if problem[example["id"]] not in held_out]
     val = [example for example in examples if problem[example["id"]] in held_out]

@@ -64,7 +64,7 @@ def parse_jsonl(path):
     """(records, places) of a JSONL file: of each line with text its value and its place, "FILE, line 3"."""
     with explain_read_errors(path, "not a text file of JSON, an object a line"):
         # not splitlines: a form feed or U+2028 inside a string ends no line
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     places = {f"{path}, line {number}": line for number, line in enumerate(lines, 1) if line.strip()}
     records = []
     for place, line in places.items():
@@ -149,7 +149,7 @@ def read_rows(source, split=None):
             rows = table_rows(pyarrow.parquet.read_table(source))
     elif Path(source).suffix == ".json":
         with explain_read_errors(source, "not JSON, a list of objects"):
-            rows = parse_json(Path(source).read_text(encoding="utf-8"))
+            rows = parse_json(Path(source).read_text(encoding="utf-8-sig"))
     else:
         return parse_jsonl(source)
     if not isinstance(rows, list) or not rows:

@@ -38,16 +38,18 @@ def last_boxed(text):
 NULL = re.compile(r"""\W*(?:none(?:type)?|null|nil|na[nt]|[-+]?inf(?:inity)?|pd\.na)\W*
     | <na> | \#n/a | [][(){}"'\s]*""", re.IGNORECASE | re.VERBOSE)     # brackets, quotes around nothing
 # what public data have where there is no answer: proof, notfound, N/A, unknown, "-", after "the answer is"
-ANSWER_IS = re.compile(r"(?:the\s)?(?:final\s)?(?:answer|solution|result)\b\s*(?:is\b|:)?\s*", re.IGNORECASE)
-NO_ANSWER = re.compile(r"""(?:not|un|none)[\s_-]*(?:yet\s)?
+ANSWER_IS = re.compile(r"(?:the\s)?(?:final[\s_])?(?:answer|solution|result)(?:\b|_)\s*(?:is\b|:)?\s*", re.I)
+NO_ANSWER = re.compile(r"""(?:not|un|none|to\sbe)[\s_-]*(?:yet\s)?
         (?:found|available|applicable|provided|given|known|specified|stated|answered|determined|solved)
     | (?:no|missing|null)[\s_-]*(?:\w+[\s_-]+)?(?:answer|ground[\s_-]truth)
         (?:\s(?:is\s)?(?:found|given|available|provided))?
-    | (?:see\s)?(?:the\s)?(?:proof|solution)(?:[\s_-]\w+){0,2} | (?:to\sbe\s|the\sstatement\sis\s)?prove[nd]?
-    | q\.?e\.?d | \\(?:black)?square | (?:n/?a|none)\W+proof | 证明 | 证明见解析 | 见解析 | 略
-    | n\s?[./]\s?a | tbd | todo | missing | omitted | (?-i:NA) | [-–—−_?/\s]+
+    | (?:(?:this\sis\sa\s|(?:see\s)?the\s|see\s)?proofs? | see\s(?:the\s)?(?:solution|explanation))
+        (?:[\s_(-]+\w+){0,2}
+    | (?:hence\s|to\sbe\s|the\sstatement\sis\s)?prove[nd]? | q\.?e\.?d | \\(?:black)?square
+    | (?:n/?a|nan|none)\W+proof | (?:证明题?)?(?:见解析)? | 略 | 无(?:答案)? | not\sa\snumber
+    | extraction\sfailed | n\s?[./]\s?a | tbd | todo | missing | omitted | (?-i:NA) | [-–—−_?/\s]+
     """, re.IGNORECASE | re.VERBOSE)
-WRAPPING = re.compile(r"\\(?:(?:text|math)(?:bf|rm|it)?|boxed|fbox|mbox)\s*(?=\{)|(?<!\\)[{}$\"'`*#]")
+WRAPPING = re.compile(r"\\(?:(?:text|math)(?:\w\w)?|underline|boxed|[fm]box)\s*(?=\{)|(?<!\\)[{}$\"'`*#]")
 
 
 def is_missing(value):
@@ -68,18 +70,20 @@ def says_no_answer(text):
 # 2. Values that are no text
 NESTED = ("value", "answer", "final_answer", "ground_truth", "text", "content")     # {"value": "29"}
 # the text of a list or an object, "['2', '3']"; not [2, 3], which is an interval
-LITERAL = re.compile(r"""\s*(?:array\()?(\[[\s\[]*["'{].*\]|\{\s*["'].*\})(?:,\s*dtype=\w+)?\)?\s*""", re.S)
+LITERAL = re.compile(r"""\s*(?:array\()?(\[[\s\[(]*(?:["'{]|np\.).*\]|\(\s*["'].*\)|\{\s*["'].*\})
+    (?:,\s*dtype=[^\s)]+)?\)?\s*""", re.S | re.X)
 
 
 def parse_literal(text, place, field):
     """The list or object that a text spells in JSON or Python; a problem that spells none is the text."""
     literal = (LITERAL.fullmatch(text) or [text, text])[1]
     numpy_list = re.sub(r"""(["'])\s+(?=["'])""", r"\1, ", literal)                      # ['2' '3']
+    numpy_list = re.sub(r"\bnp\.\w+\(([^()]*)\)", r"\1", numpy_list)                      # [np.str_('2')]
     for parse, spelled in ((parse_json, literal), (ast.literal_eval, numpy_list)):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             value = parse(spelled)
-            return value if isinstance(value, (list, dict)) else text
-    if field != "answer":
+            return value if isinstance(value, (list, tuple, dict)) else text
+    if field != "answer" or literal.startswith("("):
         return text
     raise InputError(f"{place}: answer {text[:40]!r} is a list that cannot be read; write it as 2,3")
 
@@ -116,14 +120,17 @@ def text_of(value, place, field, nested=False):
 # 3. JSON reads "\frac" as a form feed and "rac"; so too \b, \t, \n and \r, and Python \a and \v
 LETTER = dict(zip("\a\b\t\n\v\f\r", "abtnvfr", strict=True))
 LOST = re.compile(r"""[\a\b\v\f]
-    | \r(?=(?:ight\w*|ho|angle|m|ceil|floor|vert|brace|brack|oot|ule|aisebox|eals|estriction)(?![A-Za-z]))
-    | \t(?=(?:ext(?:bf|it|rm|tt|sf|style)?|imes|heta|anh|au|frac|binom|riangle\w*|ilde|herefore
-        |hinspace|hickapprox|woheadrightarrow)(?![A-Za-z]))
-    | \n(?=(?:eq(?!\.?\s*\(\d)|ot|otin|abla|leq|geq|cong|subseteq|onumber|ewline|earrow|warrow|olimits)
-        (?![A-Za-z]))
+    | \r(?=(?:ight\w*|ho|angle|m|ceil|floor|[vV]ert|times|arr|hd|brace|brack|oot|ule|aisebox|eals
+        |estriction)(?![A-Za-z]))
+    | \t(?=(?:ext(?:bf|it|rm|tt|sf|style|color|degree|superscript)?|imes|heta|anh|au|frac|binom
+        |riangle\w*|ilde|herefore|hinspace|hickspace|hickapprox|woheadrightarrow)(?![A-Za-z]))
+    | \n(?=(?:eq(?!\.?\s*\(\d)|ot|otin|abla|leq|geq|cong|su[bp]seteq|[rR]ightarrow|onumber|ewline|earrow
+        |warrow|olimits)(?![A-Za-z]))
     """, re.VERBOSE)
 # \nu, \ne, \ni, \tan, \to may be a line that begins with u, e, i, or a tab before a word
-AMBIGUOUS = re.compile(r"\n(?=(?:u|e|i|eg|mid|exists|parallel)(?![A-Za-z]))|\t(?=(?:an|o|op|ag)(?![A-Za-z]))")
+AMBIGUOUS = re.compile(r"""(?<!\$\$)(?<!\\\[)       # a line below the opening of a formula is one
+    \n(?=(?:u|e(?!\.g)|i(?!\.e)|eg|mid|exists|parallel|less|gtr|sim|prec)(?![A-Za-z]))
+    | (?<!\n)\t(?=(?:an|o|op|ag)(?![A-Za-z]))""", re.VERBOSE)
 INTACT = re.compile(r"\\[bfnrt][a-z]")
 
 
@@ -145,16 +152,20 @@ def restore_commands(text, formula=False):
 
 
 # 4. Thoughts, and tags around a solution
-THOUGHT_TAG = re.compile(r"""(?:<\|?|\[(?=/?THINK)|◁)(?P<close>/|end_of_)?(?:begin_of_)?(?:\w+:)?
+THOUGHT_TAG = re.compile(r"""(?:<\|?|\[(?=/?THINK)|◁)(?P<close>/|end_(?:of_)?|(?=\w+_end\b))?
+        (?:(?:begin_of|start)_)?(?:\w+:|internal_|redacted_)?
         (?:think(?:ing)?|thoughts?|reason(?:ing)?|(?:thinking|reasoning)_process|reflection|scratchpad
-        |analysis|cot|chain_of_thought|inner_monologue)\s*(?:\|?>|\]|▷)
-    | <\|channel\|>analysis<\|message\|> | (?P<final><\|channel\|>final<\|message\|>)""", re.I | re.VERBOSE)
-IN_BACKTICKS = r"(?<!`)`[^`\n]+`(?!`)"       # prose about a tag
+        |analysis|cot|chain_of_thought|inner_monologue)(?:_start|_end)?\s*(?:\|?>|\]|▷)
+    | <\|channel\|>analysis<\|message\|> | <\|im_start\|>think\n
+    | (?P<final><\|channel\|>final<\|message\|> | <\|im_start\|>answer\n)""", re.I | re.VERBOSE)
+TAG_IN_QUOTES = r"""(?<!`)`[^`\n]+`(?!`)|["']</?\w+>["']"""       # prose about a tag
 TAG = re.compile(r"""</?(?:(?:final_)?(?:answer|solution)|output|response|explanation|rationale)>
     | <\|im_start\|>(?:assistant|answer)\n | <(?:start|end)_of_turn>(?:model\n)?
-    | <[|｜][\w▁]{3,40}[|｜]> | \A\s*<s> | </s>\s*\Z""", re.IGNORECASE | re.VERBOSE)
+    | <\|start_header_id\|>\w*<\|end_header_id\|>\s* | \[\|(?:endofturn|assistant)\|\]
+    | <[|｜][\w▁]{3,40}[|｜]> | \A\s*<s> | (?:(?:</s>|<eos>|<pad>)\s*)+\Z""", re.IGNORECASE | re.VERBOSE)
 SOLUTION = re.compile(r"(?is)<(?:\|begin_of_)?solution\|?>(.*?)(?:<(?:/|\|end_of_)solution\|?>|\Z)")
-ANSWER = re.compile(r"<(?:final_)?answer>\s*([^\n]*?)\s*</(?:final_)?answer>", re.IGNORECASE)
+ANSWER = re.compile(r"""(?:<(?:final_)?answer>\s*(?=[^\n]*\s*</) | ^\#{4}\ (?=[-$\d.,]+\s*\Z))     # GSM8K
+    ([^\n]*?)\s*(?:</(?:final_)?answer> | \Z)""", re.I | re.M | re.X)
 
 
 def without_thoughts(text, tags=THOUGHT_TAG):
@@ -164,7 +175,7 @@ def without_thoughts(text, tags=THOUGHT_TAG):
     """
     kept, position, thinking = "", 0, False
     while tag := (THOUGHT_TAG if thinking else tags).search(text, position):
-        if tag["close"] or tag["final"]:
+        if tag["close"] is not None or tag["final"]:
             kept = kept if thinking else ""                 # the prompt began the thoughts
             thinking = False
         elif not thinking:
@@ -234,11 +245,12 @@ def read_problems(source, split=None, columns=None, need=("problem",)):
 def problem_ids(records):
     """{id: the first id of its problem}, of records with id and problem.
 
-    The same text, whatever its white space and Unicode form, is the same problem; so are records of one id.
+    The same text, whatever its white space, Unicode form, case, dollars, emphasis and end mark, is the same
+    problem; so are records of one id.
     """
     def letters(text):
-        text = unicodedata.normalize("NFKC", re.sub(r"\\[ ,;:!]|~", "", text))
-        return "".join(c for c in text if c.isprintable() and not c.isspace()).rstrip(".")
+        text = unicodedata.normalize("NFKC", re.sub(r"\\[] ,;:!()[]|~|\$|\*\*|__", "", text))
+        return "".join(c for c in text.lower() if c.isprintable() and not c.isspace()).rstrip(".?!。")
     pairs = {(r["id"], "\U0010ffff" + letters(r.get("problem", r["id"]))) for r in records}
     first, before = {name: name for pair in pairs for name in pair}, None       # a text is after every id
     while first != before:
@@ -276,7 +288,8 @@ def find_titles(solution, pattern):
 
 
 # 7. Self-check: an answer against the box of its own solution
-MEASURED = re.compile(r"""(?!.*\b(?:more|less|least|most|than|fewer|greater|or)\b)      # nor x > 5, 5 x
+MEASURED = re.compile(r"""(?!.*\b(?:more|less|least|most|than|fewer|greater|or
+        |dozen|hundred|thousand|[bmt]r?illion)\b)                                           # nor x > 5, 5 x
     (?:(?:about|approximately|approx|around|rs|us|usd|eur)\b|[^\w\\+*^(){}<>=-])*?
     (-?[\d,]*\.?\d+(?:/\d+)?|-?\\[dt]?frac\{\d+\}\{\d+\})
     (?=\s|[A-Za-z]{2}|[°%$€£]|$)(?!\s*(?:pi|sqrt|log|ln|sin|cos|tan|(?!(?-i:[mLgshlAVWNJKCF]))[a-z])\b)

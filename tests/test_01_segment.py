@@ -211,7 +211,7 @@ def test_rows_of_one_problem_are_on_one_side_of_the_split(segment, tmp_path):
     train, val = segment.split_by_problem(examples, 4, 0)
     sides = [{"".join(e["problem"].split()) for e in part} for part in (train, val)]
     assert not sides[0] & sides[1] and len(sides[1]) == 4 and len(val) == 4 * 4 * 2 and len(train) + len(val) == len(examples)
-    for text in ("Find ½\u200b of 4", "Find 1⁄2 of 4.", "Find \\, 1⁄2~of 4"):                    # Unicode forms, LaTeX's spaces, a full stop
+    for text in ("Find ½\u200b of 4", "Find 1⁄2 of 4.", "Find \\, 1⁄2~of 4", "**find** $½$ of \\(4\\)?", "Find $$½$$ of 4。", "__Find__ \\[½\\] of 4!"):     # Unicode, LaTeX
         assert set(problems.problem_ids([{"id": "a", "problem": text}, {"id": "b", "problem": "Find ½ of 4"}]).values()) == {"a"}
     # rows that are linked by an id on one side and by a text on the other are one problem
     linked = [{"id": "a", "problem": "p"}, {"id": "a", "problem": "q"}, {"id": "b", "problem": "q "}, {"id": "c", "problem": "r"}]
@@ -299,9 +299,12 @@ NO_ANSWER = ["proof", "notfound", "N/A", "unknown", "-", "\\boxed{}", "Proof.", 
              "Answer not found", "No answer", "see solution", "(proof omitted)", "...", "Q.E.D.", "No final answer found", "Ｎ／Ａ",
              "\\boxed{\\text{unknown}}", "\\boxed{-}", "not provided", "The answer is not provided", "answer: N/A", "Final answer: none", "N/A (proof)",
              "n/a - proof", "to be proved", "the statement is proved", "$\\blacksquare$", "\\square", "missing answer", "no ground truth",
-             "No numerical answer", "None given", "not determined", "unsolved", "证明", "略"]
+             "No numerical answer", "None given", "not determined", "unsolved", "证明", "略", "answer_not_found", "final_answer_not_found", "to be determined", "This is a proof (problem)", "hence proved", "proofs",
+             "\\texttt{proof}", "\\underline{proof}", "proof (see solution)", "see explanation", "not a number", "NaN (proof)", "证明题", "无", "无答案",
+             "extraction failed", "Answer extraction failed", "the proof above"]
 ANSWERS = ["5", "<", "=", "na", "No", "\\{\\}", "\\emptyset", "-\\infty", "no solution", "undefined", "0", "-1", "n", "None of these", "A", "i", "1/2",
-           "[2, 3]", "DNE", "\\text{Monday}", "unproven", "true", "the solution is x = 2", "none of these", "notable", "{'a', 'b'}"]
+           "[2, 3]", "DNE", "\\text{Monday}", "unproven", "true", "the solution is x = 2", "none of these", "notable", "{'a', 'b'}", "Solution A",
+           "\\text{Solution B}", "solution II", '("a", b)', "('x')"]
 
 
 @pytest.mark.parametrize("text", NO_ANSWER)
@@ -321,6 +324,8 @@ def test_an_answer_that_looks_like_none_is_kept(tmp_path, text):
     ([["1", "2"], ["3", "4"]], "(1,2),(3,4)"), ({"value": ["2", "3"]}, "2,3"), ([{"value": "2"}, {"value": "3"}], "2,3"), ('{"value": "5", "unit": "cm"}', "5"),
     ({"ground_truth": "34", "style": "rule"}, "34"), (["2", None], "2"), (["2", "proof"], "2"), ({"a": None, "b": "7"}, "7"), (["\\boxed{2}",
     "\\boxed{3}"], "2,3"),
+    ("('2', '3')", "2,3"), ("array(['2', '3'], dtype='<U1')", "2,3"), ("[np.str_('2'), np.str_('3')]", "2,3"), ("[np.float64(2.0), np.float64(3.5)]", "2,3.5"),
+    ("24 of\nthem: 72\n#### 72", "72"), ("x\n#### 1,000\n", "1,000"), ("x\n#### Conclusion", ""),
     ("array(['2', '3'], dtype=object)", "2,3"), (["1,000", "2"], "1000,2"), ([], ""), ([[]], "")])
 def test_a_list_or_object_is_one_answer_or_refused(tmp_path, value, answer):
     assert load(tmp_path, [{"question": "p", "final_answer": value}], columns={"answer": "final_answer"})[0]["answer"] == answer
@@ -350,6 +355,8 @@ def test_a_list_of_one_is_its_value_for_every_field(tmp_path):
 @pytest.mark.parametrize("spoilt, right", [
     ("\x08inom{5}{2}", "\\binom{5}{2}"), ("3\times 10^5", "3\\times 10^5"), ("\theta", "\\theta"), ("\x0crac{1}{2}", "\\frac{1}{2}"), ("\right)", "\\right)"),
     ("\x0bec{v}", "\\vec{v}"), ("\x07lpha", "\\alpha"), ("x\neq 2", "x\\neq 2"), ("\text{Monday}", "\\text{Monday}"), ("2\\pi \rho^2", "2\\pi \\rho^2"),
+    ("\textcolor{red}x", "\\textcolor{red}x"), ("3\textdegree", "3\\textdegree"), ("a\thickspace b", "a\\thickspace b"), ("\rVert x", "\\rVert x"),
+    ("a \rtimes b", "a \\rtimes b"), ("x \rarr y", "x \\rarr y"), ("a \nrightarrow b", "a \\nrightarrow b"), ("A \nsupseteq B", "A \\nsupseteq B"),
     ("\root 3", "\\root 3"), ("a \nwarrow b", "a \\nwarrow b"), ("\thinspace", "\\thinspace"),
     ("a \notin B", "a \\notin B"), ("\nabla f", "\\nabla f"), ("\x08oxed{12}", "\\boxed{12}"), ("\triangle ABC", "\\triangle ABC"), ("\tfrac12", "\\tfrac12")])
 def test_commands_that_a_json_escape_ate_are_restored(tmp_path, spoilt, right):
@@ -361,9 +368,11 @@ def test_commands_that_a_json_escape_ate_are_restored(tmp_path, spoilt, right):
 def test_an_escape_that_may_be_a_line_is_restored_in_a_formula_without_other_commands_alone(tmp_path):
     for text, right in {"Let $a \ne b$.": "Let $a \\ne b$.", "$\tan x$": "$\\tan x$", "$$\tan x$$, $$x \ne 3$$": "$$\\tan x$$, $$x \\ne 3$$",
                         "\\[ x \to 0 \\]": "\\[ x \\to 0 \\]", "costs \\$5, $x \ne 3$": "costs \\$5, $x \\ne 3$", "$\nu \neq 0$": "$\\nu \\neq 0$",
-                        "$\rho = \tan x$": "$\\rho = \\tan x$", "$\\alpha \ne 3$": "$\\alpha \\ne 3$"}.items():
+                        "$\rho = \tan x$": "$\\rho = \\tan x$", "$\\alpha \ne 3$": "$\\alpha \\ne 3$",
+                        "$a \nless b$": "$a \\nless b$", "$a \nsim b$": "$a \\nsim b$"}.items():
         assert load(tmp_path, [{"problem": text}])[0]["problem"] == right
-    for text in ("Then\nu = 5.", "a\tan apple", "1\n2", "$x \\times\ne$", "It costs $5\nu = 3", "line\nequal", "a\r\nb", "a\textra b", "By\neq. (1)"):
+    for text in ("Then\nu = 5.", "a\tan apple", "1\n2", "$x \\times\ne$", "Solve\n\\[\ne^{2x} = 1\n\\]", "$$\nu + v = 5\n$$",
+                 "It is $3 for it\ne.g. for $x$", "costs $5\n\to buy, or $6", "it is\nless than 3", "It costs $5\nu = 3", "line\nequal", "a\r\nb", "a\textra b", "By\neq. (1)"):
         assert load(tmp_path, [{"problem": text}])[0]["problem"] == text
     assert load(tmp_path, [{"problem": "p", "solution": "first \\boxed{3}, so \x08oxed{12}"}])[0]["answer"] == "12"
     assert load(tmp_path, [{"problem": "p", "answer": "a \ne b"}])[0]["answer"] == "a \\ne b"
@@ -380,7 +389,10 @@ STEPS = "1. **A** x\n2. **B** \\boxed{5}"
     f"<|channel|>analysis<|message|>w<|end|><|start|>assistant<|channel|>final<|message|>{STEPS}<|return|>", f"◁think▷w◁/think▷{STEPS}",
     "1. **A** x<think> w </think>\n2. **B** \\boxed{5}", f"{STEPS}\n<think>w, never closed", f"<Reasoning>w</Reasoning>\n{STEPS}",
     f"<seed:think>w</seed:think>{STEPS}", f"<analysis>w</analysis>\n<output>\n{STEPS}\n</output>", f"<cot>w</cot><s>{STEPS}</s>",
-    f"<|im_start|>assistant\n{STEPS}<|im_end|>", f"<start_of_turn>model\n{STEPS}<end_of_turn>", f"<reason>w</reason><response>{STEPS}</response>"])
+    f"<|im_start|>assistant\n{STEPS}<|im_end|>", f"<start_of_turn>model\n{STEPS}<end_of_turn>", f"<reason>w</reason><response>{STEPS}</response>",
+    f"<|im_start|>think\nw\n<|im_start|>answer\n{STEPS}<|im_end|>", f"<|START_THINKING|>w<|END_THINKING|>{STEPS}", f"<|start_think|>w<|end_think|>{STEPS}",
+    f"<internal_thought>w</internal_thought>{STEPS}", f"<redacted_thinking>w</redacted_thinking>{STEPS}", f"<|think_start|>w<|think_end|>{STEPS}",
+    f"{STEPS}<eos>", f"{STEPS}\n<eos><pad> <pad>\n", f"{STEPS}[|endofturn|]", f"<|start_header_id|>assistant<|end_header_id|>\n\n{STEPS}<|eot_id|>"])
 def test_thoughts_reach_no_context_and_tags_no_target(segment, tmp_path, text):
     examples, dropped = segment.segment(load(tmp_path, [{"problem": "p", "solution": text}]))
     assert [e["action"] for e in examples] == ["1. **A** x", "2. **B** \\boxed{5}"] and not dropped
@@ -425,6 +437,9 @@ def test_plain_numbers_and_parts_are_steps(segment, solution, actions):
     ("We have:\n1. plain text here\n2. plain text here", NONE), ("1. 5\n2. 7", NONE), ("Some text. \n\n1. We add it.\n2. We do it.", NONE),
     ("1. We add it.\n2. We do it.\n1. We stop it.", "numbering restarts"), ("1. We add it.\n3. We do it.", "numbering skips"),
     ("**Cases**\n1. **A**\n2. **B**\n\n1. **C**\n2. **D**", "numbering restarts"), ("### Method 1\n1. **A**\n### Method 2\n1. **C**", "numbering restarts"),
+    *((f"{first}\n1. **A**\n2. **B**\n{second}\n1. **C**\n2. **D**", "numbering restarts") for first, second in (
+        ("**First approach**", "**Second approach**"), ("### Attempt 1", "### Attempt 2"), ("**Solution I**", "**Solution II**"),
+        ("**Strategy 1**", "**Strategy 2**"), ("## 1st Way", "## 2nd Way"))),
     ("### First\n1. **A**\n```\n### code\n```\n1. **C**", "numbering restarts")])
 def test_what_a_human_would_not_cut_is_dropped(segment, solution, reason):
     with pytest.raises(ValueError, match=f"^{reason}$"):
@@ -441,6 +456,11 @@ def test_what_a_human_would_not_cut_is_dropped(segment, solution, reason):
     ("1. **The first condition** a\n2. **The second condition** b\n\n1. **List** c\n2. **Add** d", ["1. **List** c\n", "2. **Add** d"]),
     ("The given conditions are:\n1. **Even** x\n2. **Small** y\n\nSo it is 4.", None), ("**Given Data:**\n1. **Even** x\n2. **Small** y", None),
     ("### Known information\n1. **a is even**\n2. **a < 7**\n### Solution\n1. **List** 2, 4\n2. **Add** 6", ["1. **List** 2, 4\n", "2. **Add** 6"]),
+    *((text, None) for text in (
+        "1. **Property 1:** a\n2. **Property 2:** b", "1. **Rule A:** a\n2. **Rule B:** b", "1. **Fact 1**: a\n2. **Fact 2**: b",
+        "1. **Hypothesis (i):** a\n2. **Hypothesis (ii):** b", "We know the following facts:\n1. **A** a\n2. **B** b",
+        "The problem states that:\n1. **A** a\n2. **B** b", "The number must satisfy:\n\n1. **A** a\n2. **B** b")),
+    ("1. **Rule out 2** a\n2. **Rule out 3** b", ["1. **Rule out 2** a\n", "2. **Rule out 3** b"]),
     ("1. **Given:** a = 2\n2. **Compute:** b = 3\n", ["1. **Given:** a = 2\n", "2. **Compute:** b = 3\n"]),
     ("Using the given conditions:\n1. **Substitute** a\n2. **Conclude** b", ["1. **Substitute** a\n", "2. **Conclude** b"])])
 def test_conditions_of_the_problem_are_no_steps(segment, solution, steps):
@@ -452,7 +472,7 @@ def test_conditions_of_the_problem_are_no_steps(segment, solution, steps):
 
 
 # The self-check, and what a user sees
-@pytest.mark.parametrize("answer", ["x > 5", "at least 5", "less than 5", "5 x", "n 5", "5 more than x", "5 or 6"])
+@pytest.mark.parametrize("answer", ["x > 5", "at least 5", "less than 5", "5 x", "n 5", "5 more than x", "5 or 6", "5 million", "5 dozen", "5 hundred", "5 billion years"])
 def test_what_is_more_than_a_number_with_units_is_named_and_unchanged(answer):
     from engine.grader import compare
     record = {"id": "7", "answer": answer, "solution": "so \\boxed{5}"}
@@ -501,7 +521,7 @@ def test_small_data_needs_no_flag(segment, tmp_path, monkeypatch, capsys, rows, 
     assert ("18 rows of 9 problems read, 18 kept" if rows == 9 else f"{rows} problems read, {rows} kept") in printed
     assert len({json.loads(line)["problem"] for line in (tmp_path / "val.jsonl").read_text().splitlines()}) == (held_out or 1)
     assert not {json.loads(line)["id"] for line in open(tmp_path / "val.jsonl")} & {json.loads(line)["id"] for line in open(tmp_path / "train.jsonl")}
-    with pytest.raises(files.InputError, match=f"--num_val {rows}: there are {rows} problems"):
+    with pytest.raises(files.InputError, match=f"--num_val {rows}: there are {rows} problems; hold out 1 to {rows - 1}, or leave" if rows > 1 else "leave the flag out"):
         monkeypatch.setattr("sys.argv", ["01", "--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path), "--num_val", str(rows)])
         segment.main()
 
@@ -549,7 +569,7 @@ def test_local_files_of_three_kinds_give_the_same_records(tmp_path, suffix):
         import pyarrow.parquet
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     else:
-        path.write_text(json.dumps(ROWS) if suffix == "json" else "\n".join(map(json.dumps, ROWS)))
+        path.write_text(json.dumps(ROWS) if suffix == "json" else "\n".join(map(json.dumps, ROWS)), "utf-8-sig")     # Windows' byte order mark
     records = problems.read_problems(path, columns={"solution": "attempt"}, need=("problem", "solution"))
     assert [(r["id"], r["problem"], r["answer"]) for r in records] == [("0", "q0", "0"), ("1", "q1", "1"), ("2", "q2", "2")]
 

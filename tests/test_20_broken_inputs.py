@@ -26,7 +26,7 @@ def broken_files():
         good = text(rows).encode()
         for name, content in {
                 "empty": b"", "white space": b" \n\t\n", "binary": bytes(range(256)), "zeros": b"\0" * 1000, "utf-16": text(rows).encode("utf-16"),
-                "latin-1": good[:-2] + b', "x": "\xe9"}\n', "byte order mark": b"\xef\xbb\xbf" + good, "truncated": good[:-9], "a few bytes": good[:20],
+                "latin-1": good[:-2] + b', "x": "\xe9"}\n', "byte order marks": b"\xef\xbb\xbf" * 2 + good, "truncated": good[:-9], "a few bytes": good[:20],
                 "a list": json.dumps(rows).encode(), "numbers": b"1\n2\n", "null": b"null\n", "text": b'"a"\n', "nested": b"[" * 100_000,
                 "csv": b"problem,answer\n1,2\n", "single quotes": b"{'id': 1}\n", "trailing comma": good[:-2] + b",}\n", "two on a line": good[:-1] + good,
                 "huge number": b'{"id": ' + b"9" * 5000 + b"}\n", "half a character": good + b'{"id": "\xf0\x9f', "a line too many": good + b"}\n",

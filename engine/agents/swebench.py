@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..files import InputError, read_rows, write_jsonl
-from ..problems import IN_BACKTICKS, THOUGHT_TAG, without_thoughts
+from ..problems import TAG_IN_QUOTES, THOUGHT_TAG, without_thoughts
 
 SYSTEM = (
     "You are given an issue of a Python repository and the files that have to change. You may think at any point between <think> and </think>. "
@@ -16,7 +16,7 @@ SYSTEM = (
 START, DIVIDER, END = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
 EDIT = re.compile(rf"^{START}\s*?\n(.*?)^{END}\s*?$", re.DOTALL | re.MULTILINE)
 # an edit may hold tags of thoughts: it changes a file that has them
-EDIT_OR_THOUGHT = re.compile(rf"(?-x:{EDIT.pattern}) | {THOUGHT_TAG.pattern} | {IN_BACKTICKS}",
+EDIT_OR_THOUGHT = re.compile(rf"(?-x:{EDIT.pattern}) | {THOUGHT_TAG.pattern} | {TAG_IN_QUOTES}",
                              re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
 FILE_NAME = re.compile(r"""(?:\S*/)?(?: (?:Make|Docker|Pip|Proc)file | \.git\w+
     | \S+\.(?:py[ixd]?|rst|md|txt|cfg|toml|ini|json|ya?ml|html|css|[jt]sx?|c|cc|cpp|h|in|sh|typed) )

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..files import InputError, explain_read_errors, parse_json, read_rows
-from ..problems import IN_BACKTICKS, THOUGHT_TAG, is_missing, without_thoughts
+from ..problems import TAG_IN_QUOTES, THOUGHT_TAG, is_missing, without_thoughts
 
 # a value may hold closing tags too: it ends where the next parameter or the end of the function follows
 PARAMETER = re.compile(r"<parameter=([^>\s]+)>(?>(.*?)</parameter>\s*(?=<parameter=|</function>))", re.DOTALL)
@@ -14,7 +14,7 @@ COMMAND = re.compile(r"<command>((?:(?!<command>).)*?)</command>", re.DOTALL)
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 # a call may hold tags of thoughts: it edits a file that has them
 CALL_OR_THOUGHT = re.compile(rf"""{XML_CALL.pattern} | {COMMAND.pattern} | {TOOL_CALL.pattern}
-    | ^```.*?^```[ \t]*$ | {THOUGHT_TAG.pattern} | {IN_BACKTICKS}
+    | ^```.*?^```[ \t]*$ | {THOUGHT_TAG.pattern} | {TAG_IN_QUOTES}
     """, re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
 
 
