@@ -15,13 +15,13 @@ from typing import Literal
 
 from engine.agents import sandbox
 from engine.agents.tools import TOOLS, execute
-from engine.agents.trajectories import parse_call
+from engine.agents.trajectories import CALL_OR_THOUGHT, parse_call
 from engine.chat import extend_solution
 from engine.distributed import join_ranks
 from engine.files import InputError, run_main
 from engine.flags import parse_flags
 from engine.grader import compare, with_answers
-from engine.problems import last_boxed
+from engine.problems import last_boxed, without_thoughts
 
 srl = import_module("02_srl_train")  # import cannot spell a file name that begins with a digit
 
@@ -120,7 +120,7 @@ def rlvr_reward(completion, example):
 # 4. Agents: the episode, whose calls are executed on a repository {file name: text}, and the reward
 def next_call(example, completion):
     """The example after a call: files edited, call and observation in its context. None: it submits."""
-    action = solution_of(completion)
+    action = without_thoughts(completion, CALL_OR_THOUGHT).strip()      # a call may hold tags of thoughts
     name, arguments = parse_call(action)
     if name == "submit" and not arguments:
         return None
@@ -143,7 +143,7 @@ def judge_calls(turns, problem):
 
 def agent_reward(completion, example):
     """1 where the last call submits and the hidden tests pass, -1 where it is no call of a tool, else 0."""
-    name, _ = parse_call(solution_of(completion))
+    name, _ = parse_call(without_thoughts(completion, CALL_OR_THOUGHT))
     if name not in TOOLS:
         return -1.0
     submitted = next_call(example, completion) is None

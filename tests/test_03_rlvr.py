@@ -100,6 +100,13 @@ def test_an_invalid_call_changes_nothing_and_is_counted(rlvr, task, call):
     assert rlvr.judge_calls([call, agents.call_text("submit")], task) == ("wrong", 1)
 
 
+def test_a_call_that_holds_tags_of_thoughts_is_executed_whole(rlvr, task):
+    for tag in ("</think>", "<think>", "<think>a</think>"):
+        call = agents.call_text("edit", path="shop.py", line=2, text=f"    c = '{tag}'")
+        following = rlvr.next_call(task, f"<think>look {agents.call_text('submit')}</think>\n{call}")
+        assert following["context"][0]["content"] == call and tag in following["files"]["shop.py"] and rlvr.agent_reward(f"<think>w</think>{call}", task) == 0
+
+
 def test_arguments_in_json_may_be_numbers(rlvr, task):
     edit = '<tool_call>\n{"name": "edit", "arguments": {"path": "shop.py", "line": 2, "text": "    c = 5"}}\n</tool_call>'
     search = '<tool_call>\n{"name": "search", "arguments": {"text": 5}}\n</tool_call>'

@@ -199,6 +199,7 @@ def user(content):
     return {"role": "user", "content": content}
 
 
+HOLDS_END = '<tool_call>\n{"name": "edit", "arguments": {"new": "s = \'{}</tool_call>\'"}}\n</tool_call>'
 PROSE = "Done. It now returns:\n\n```json\n{'Quantity': 1}\n```"
 JSON_CALL = '<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</tool_call>'
 
@@ -207,6 +208,8 @@ JSON_CALL = '<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</to
     ((native(command="ls"), PROSE, native("finish")), [JSON_CALL, '<tool_call>\n{"name": "finish", "arguments": {}}\n</tool_call>']),
     ((LOOK, "The bug is here:\n```python\nx = 1\n```\nShall I change it?", SUBMIT), [LOOK, SUBMIT]),
     ((f"See\n```python\nx = 1\n```\n{JSON_CALL}", PROSE), [JSON_CALL]), ((native(command="ls"), f"I would call {SUBMIT}"), [JSON_CALL]),
+    ((f"{PROSE}\n<execute_bash>\nls\n</execute_bash>", PROSE, "<execute_bash>cat a</execute_bash>"), ["ls", "cat a"]),
+    ((f'{PROSE}\n<invoke name="bash">ls</invoke>',), None), (("See\n```bash\nls\n```\n<function_calls>",), None),
     (("<command>ls</command>", PROSE), ["ls"]), (({"role": "assistant", "content": PROSE, "action": "ls"}, PROSE), ["ls"]),
     (("```bash\nls\n```", "See\n```python\nx = 1\n```", "```\ncat a\n```\n"), ["ls", "cat a"]),
     (("So\n```sh\nls\n```\nwhich prints\n```\na.py\n```\n",), ["ls"]), (("Act\n```sql\nSELECT 1\n```\n",), ["SELECT 1"]),
@@ -215,6 +218,7 @@ JSON_CALL = '<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</to
     (("```bash\nls\n```", "I see `<command>x</command>` there.\n```bash\npwd\n```"), ["ls", "pwd"]),
     ((anthropic(command="ls"), anthropic(command="ls", text="See\n```bash\nno\n```")), [JSON_CALL, JSON_CALL]),
     ((native(command="ls"), {"role": "assistant", "tool_calls": [{"function": {"name": "bash", "arguments": '{"command": "ls'}}]}), [JSON_CALL]),
+    ((HOLDS_END, HOLDS_END.replace("s = ", '\\\\\\"}</tool_call>')), [HOLDS_END, HOLDS_END.replace("s = ", '\\\\\\"}</tool_call>')]),
     ((f"{JSON_CALL}\n{JSON_CALL}",), [f"{JSON_CALL}\n{JSON_CALL}"]), ((LOOK, JSON_CALL), [LOOK]),
     ((f"{PROSE}\n<tool_call>\n{{'name': 'a', 'arguments': {{}}}}\n</tool_call>",), ["<tool_call>\n{'name': 'a', 'arguments': {}}\n</tool_call>"]),
     ((PROSE, "<function=bash>\n<parameter=command>cat a"), None), ((PROSE, '<tool_call>\n{"name": "a", "arguments": {"b": 1}\n'), None)])
@@ -242,12 +246,13 @@ def test_calls_without_an_end_are_counted_on_the_screen(run_segment, tmp_path, c
     rows = [trajectory(LOOK, "<function=bash>\n<parameter=command>cat"),
             trajectory(LOOK, f"<think>never closed {SUBMIT.replace('>', '> <parameter=a>', 1)}"),
             trajectory("<command>a</command>", "<command>b"),
-            trajectory("```bash\nls\n```", "I run\n```bash\nsed -n"), trajectory(JSON_CALL, '<tool_call>\n{"name": "ba')]
+            trajectory("```bash\nls\n```", "I run\n```bash\nsed -n"), trajectory(JSON_CALL, '<tool_call>\n{"name": "ba'),
+            trajectory(native(command="ls"), {**native(), "tool_calls": [{"function": {"name": "bash", "arguments": '{"command": "cat'}}]})]
     for n, row in enumerate(rows):
         row["id"] = n
         row["messages"][1]["content"] += f" {n}"
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert len(sum(run_segment("a.jsonl"), [])) == 5 and "5 calls without an end, or inside thoughts, are left out" in capsys.readouterr().out
+    assert len(sum(run_segment("a.jsonl"), [])) == 6 and "6 calls without an end, or inside thoughts, are left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("reply, expected", [
@@ -294,7 +299,8 @@ def test_arguments_that_parquet_filled_with_null_are_not_in_the_action(segment, 
 @pytest.mark.parametrize("command", [
     "cat > README.md <<'EOF'\n# Usage\n```python\nimport shop\n```\nDone.\nEOF", "cat <<EOF > a.md\n```\ncode\n```\nEOF\ncat a.md",
     "echo '\n```python\nx\n```\n' > a",
-    "cat <<-END > a\n```sh\nls\n```\n\tEND", "python - <<\"PY\"\nprint('\n```\n')\nPY", "grep x <<< word"])
+    "cat <<-END > a\n```sh\nls\n```\n\tEND", "cat > a <<'END-OF.FILE'\n```\nx\n```\nEND-OF.FILE", "cat <<\\!EOF > a\n```\nx\n```\n!EOF",
+    "python - <<\"PY\"\nprint('\n```\n')\nPY", "grep x <<< word"])
 def test_a_heredoc_that_holds_fences_is_whole(segment, command):
     assert actions(segment, f"I write it down.\n\n```bash\n{command}\n```\n") == [command]
     assert actions(segment, f"See\n```\nold\n```\nthen\n```\n{command}\n```") == [command]
@@ -308,7 +314,9 @@ def test_what_is_not_resolved_in_any_spelling_is_dropped(segment):
         for row in ({"resolved": value}, {"info": {"resolved": value}}, {"info": json.dumps({"resolved": value})}):
             with pytest.raises(ValueError, match="^the task was not resolved$"):
                 actions(segment, LOOK, **row)
-    for row in ({"target": 0}, {"target": "False"}, {"report": {"resolved": False}}, {"test_result": {"report": {"resolved": "no"}}},
+    for row in ({"target": 0}, {"target": "False"}, {"report": {"resolved": False}}, {"report": {"django__django-1": {"resolved": False}}},
+                {"extra_info": {"resolved": 0}}, {"eval": {"is_resolved": "no"}}, {"metrics": json.dumps({"resolved": False})},
+                {"eval_output_dict": {"report": {"resolved": False}}}, {"test_result": {"report": {"resolved": "no"}}},
                 {"metadata": json.dumps({"is_resolved": 0})}):
         with pytest.raises(ValueError, match="not resolved"):
             actions(segment, LOOK, **row)

@@ -10,8 +10,10 @@ from ..problems import TAG_IN_QUOTES, THOUGHT_TAG, is_missing, without_thoughts
 # a value may hold closing tags too: it ends where the next parameter or the end of the function follows
 PARAMETER = re.compile(r"<parameter=([^>\s]+)>(?>(.*?)</parameter>\s*(?=<parameter=|</function>))", re.DOTALL)
 XML_CALL = re.compile(rf"<function=([^>\s]+)>\s*(?:{PARAMETER.pattern})*+</function>", re.DOTALL)
-COMMAND = re.compile(r"<command>((?:(?!<command>).)*?)</command>", re.DOTALL)
-TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+COMMAND = re.compile(r"<(?:command|execute_bash)>((?:(?!<command>).)*?)</(?:command|execute_bash)>", re.S)
+# up to the first end that is in no text of its JSON, else the first end
+TOOL_CALL = re.compile(r"""<tool_call>\s*(\{(?:[^"]|"(?:[^"\\\n]|\\.)*+")*?\}|\{.*?\})\s*</tool_call>""",
+                       re.DOTALL)
 # a call may hold tags of thoughts: it edits a file that has them
 CALL_OR_THOUGHT = re.compile(rf"""{XML_CALL.pattern} | {COMMAND.pattern} | {TOOL_CALL.pattern}
     | ^```.*?^```[ \t]*$ | {THOUGHT_TAG.pattern} | {TAG_IN_QUOTES}
@@ -143,7 +145,10 @@ def commands(message, text):
     return [command.strip() for command in COMMAND.findall(text)[-1:] if command.strip()]
 
 
-HEREDOC = re.compile(r"(?<!<)<<-?\s*[\"']?(\w+)")
+HEREDOC = re.compile(r"""(?<!<)<<-?\s*["'\\]?([^\s"'|;&<>()]+)""")
+
+
+OTHER_CALL = re.compile(r"<(?:\w+:)?(?:invoke|function_calls|execute_\w+)\b")     # of a form that is not read
 
 
 def fence_end(lines, begin):
@@ -172,6 +177,8 @@ def fences(text):
     lines, blocks, number = text.split("\n"), [], 0
     while number < len(lines):
         end = fence_end(lines, number) if re.match(r"```+[^`]*$", lines[number]) else None
+        if not end and OTHER_CALL.search(lines[number]):            # then a fence is prose
+            return []
         if end:
             blocks.append((lines[number].strip("` \t\r").lower(), "\n".join(lines[number + 1:end]).strip()))
         number = (end or number) + 1
@@ -194,7 +201,7 @@ def any_fence(message, text):
 FORMS = (native_calls, function_calls, json_calls, actions, commands, shell_fence, any_fence)
 # what remains of a call without its end
 CUT_OFF = {function_calls: r"<function=[^>\s]+>\s*<parameter=", json_calls: r"<tool_call>\s*\{",
-           commands: r"<command>", shell_fence: r"^```\w*sh\w*\s*$(?![\s\S]*^```)"}
+           commands: r"<(?:command|execute_bash)>", shell_fence: r"^```\w*sh\w*\s*$(?![\s\S]*^```)"}
 
 
 def calls_by_message(messages):
@@ -208,20 +215,22 @@ def calls_by_message(messages):
         begun = form in (function_calls, json_calls) and not fenced and re.search(mark, "\n".join(texts))
         if begun or found and (form is native_calls or 2 * found > fenced):
             break
-    silent = [message_text(message) for message, found in zip(agents, calls, strict=True) if not found]
-    return calls, sum(bool(re.search(mark, text, re.MULTILINE)) for text in silent)
+    silent = [message for message, found in zip(agents, calls, strict=True) if not found]
+    return calls, sum(bool(form is native_calls and parsed(message.get("tool_calls"))
+                           or re.search(mark, message_text(message), re.MULTILINE)) for message in silent)
 
 
 # 3. Rows to turns
 VERDICTS = ("resolved", "is_resolved")
+REPORTS = "info report test_result metadata eval_result extra_info eval metrics eval_output_dict".split()
 SUCCESS = "true 1 1.0 yes y t resolved resolved_full success passed pass solved".split()
 
 
 def is_resolved(row):
     """Whether a trajectory resolved its task; one that does not say counts."""
     sources, values = [row], []
-    sources += map(parsed, map(row.get, ("info", "report", "test_result", "metadata", "eval_result")))
-    sources += [parsed(source.get("report")) for source in sources[1:] if isinstance(source, dict)]
+    sources += map(parsed, map(row.get, REPORTS))
+    sources += [parsed(part) for found in sources[1:] if isinstance(found, dict) for part in found.values()]
     for source in sources:
         values += [source[name] for name in VERDICTS if isinstance(source, dict) and name in source]
     if str(row.get("target")).lower() in ("true", "false", "0", "1", "0.0", "1.0"):         # nebius
