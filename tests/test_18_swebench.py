@@ -88,13 +88,17 @@ def git(folder, *command, text=None):
      {"pkg/b.py": "b = 1\n", "gone.py": "x = 2\n"}),
     # a heading with more words than the path
     *((f"{heading}\n" + bare("", "x = 1\n"), {path: "x = 1\n"}) for heading, path in (
-        ("### pkg/b.py (new file)", "pkg/b.py"), ("### New file: pkg/b.kt", "pkg/b.kt"), ("### pkg/py.typed (new file, empty)", "pkg/py.typed"),
+        ("### pkg/b.py (new file)", "pkg/b.py"), ("### docs/a b.rst", "docs/a b.rst"), ("### docs/a b.rst (new)", "docs/a b.rst"), ("```python:c.py", "c.py"), ("### New file: pkg/b.kt", "pkg/b.kt"), ("### pkg/py.typed (new file, empty)", "pkg/py.typed"),
         ("### pkg/b.py\n#### Create the new file", "pkg/b.py"), ("### src/x.cpp (new)", "src/x.cpp"), ("### pkg/.gitignore (new)", "pkg/.gitignore"),
         ("### b.py (see gone.txt)", "b.py"))),
     *((f"{heading}\n" + bare("x = 1\n", "x = 2\n"), {"gone.py": "x = 2\n"}) for heading in (
+        "**File:** gone.py", "**File**: gone.py", "File `gone.py`:", "**File path:** gone.py", "Filename: gone.py", "Path: gone.py", "FILE: gone.py",
+        "**Edit 1: `gone.py`**", "**1. gone.py**", "`gone.py` (modified)", "```python:gone.py", "### gone.py\nPath handling in tail.py is wrong.",
+        "### gone.py\n#### `Foo.bar`", "### gone.py\n#### settings.DEBUG", "### gone.py\n### and/or", "### gone.py\n#### See https://x.org/models.html",
         "File: gone.py", "**File: `gone.py`**", "### ./gone.py", "1. gone.py", "- `gone.py`", "### gone.py:2", "### gone.py (as in tail.py)")),
     ("```python gone.py\n" + bare("x = 1\n", "x = 2\n") + "```", {"gone.py": "x = 2\n"}),
     # prose about a tag
+    *((f"{prose}\n{GOOD}", {"gone.py": "x = 2\n"}) for prose in ('The tag "<think>" is lost.', "So is '</think>'.", "As in\n```html\n<think>\n```")),
     ("I leave the `<think>` tag alone.\n" + GOOD + "So `</think>` stays.", {"gone.py": "x = 2\n"}),
     ("<think>first " + edit("gone.py", "x = 1\n", "x = 9\n") + "</think>\n" + edit("gone.py", "x = 1\n", 'x = "<think>"\n'), {"gone.py": 'x = "<think>"\n'}),
 ])

@@ -16,12 +16,13 @@ SYSTEM = (
 START, DIVIDER, END = "<<<<<<< SEARCH", "=======", ">>>>>>> REPLACE"
 EDIT = re.compile(rf"^{START}\s*?\n(.*?)^{END}\s*?$", re.DOTALL | re.MULTILINE)
 # an edit may hold tags of thoughts: it changes a file that has them
-EDIT_OR_THOUGHT = re.compile(rf"(?-x:{EDIT.pattern}) | {THOUGHT_TAG.pattern} | {TAG_IN_QUOTES}",
-                             re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
+EDIT_OR_THOUGHT = re.compile(rf"""(?-x:{EDIT.pattern}) | ^```(?:(?!^<<<).)*?^```[ ]*$ | {THOUGHT_TAG.pattern}
+    | {TAG_IN_QUOTES}""", re.DOTALL | re.MULTILINE | re.IGNORECASE | re.VERBOSE)
 FILE_NAME = re.compile(r"""(?:\S*/)?(?: (?:Make|Docker|Pip|Proc)file | \.git\w+
     | \S+\.(?:py[ixd]?|rst|md|txt|cfg|toml|ini|json|ya?ml|html|css|[jt]sx?|c|cc|cpp|h|in|sh|typed) )
     | \S*\w/\S*\.\w+""", re.VERBOSE)
-HEADING = re.compile(r"#+ |\W*[Ff]ile: |```\w+ ")
+HEADING = re.compile(r"""\#+\  | \W*(?:file(?:\ ?path|name)?|path)(?:\W*:|\ `[^`]+`\W*$) | ```\w+[ :]
+    | \*\*[^*]+\*\*\W*$ | `[^`]+`\ \(.*\)$""", re.IGNORECASE | re.VERBOSE)
 # of a file that a patch changes or deletes; no line of a hunk begins with "diff"
 OLD_PATH = re.compile(r'''^diff\ --git\ .*\n(?:(?!diff\ --git\ |@@\ ).*\n)*?
     (?:---\ "?a/|rename\ from\ "?)([^\t\r\n]*)''', re.MULTILINE | re.VERBOSE)
@@ -36,17 +37,19 @@ def make_prompt(instance):
             {"role": "user", "content": f"{instance['problem_statement']}\n\n{files}"}]
 
 
-def named_path(line, files):
-    """The path that a line outside of the edits names, a heading or a given file's name alone; or None."""
-    name = re.sub(r"^(?:#+|[-*]|\d+\.)\s+", "", line.strip()).strip(" \t*`:").removeprefix("./")
+def named_path(line, files, known):
+    """The path that a line outside of the edits names, a heading or a given file's name alone; or `known`."""
+    name = re.sub(r"^(?:(?:#+|[-*]|\d+\.)\s+|```\w+:)", "", line.strip()).strip(" \t*`:").removeprefix("./")
     if name in files:
         return name
     words = [word.strip("*`:,()\"'").removeprefix("./") for word in name.split() if HEADING.match(line)]
-    words = [re.sub(r":\d+$", "", word) for word in words]                  # a line of the file
+    words = [re.sub(r":\d+$", "", word) for word in words if "://" not in word]     # a line of the file
     found = [word for word in words if word in files] or [w for w in words if FILE_NAME.fullmatch(w)]
-    if len(words) == 1 and re.search(r"/|\w\.\w|^\.\w", words[0]):
+    if found and found[0] not in files and "/" in words[0] and words[0] not in found:
+        found = [name.partition(" (")[0]]       # docs/a b.rst
+    if len(words) == 1 and not known and re.search(r"/|\w\.\w|^\.\w", words[0]):
         found = words                           # a kind of file that is not known, or not inside
-    return found[0] if found else None
+    return found[0] if found else known
 
 
 def parse_edits(text, files=()):
@@ -58,7 +61,7 @@ def parse_edits(text, files=()):
     edits, path, position, text = [], None, 0, text.replace("\r\n", "\n")
     for edit in EDIT.finditer(text):
         for line in text[position:edit.start()].split("\n"):
-            path = named_path(line, files) or path
+            path = named_path(line, files, path)
         inside, position = re.findall(r".*\n", edit[1]), edit.end()
         marks = [line.rstrip() for line in inside]
         cuts = [i for i, mark in enumerate(marks) if mark == DIVIDER]
