@@ -14,7 +14,7 @@ COLUMNS = {"id": ("id", "unique_id", "idx"), "problem": ("problem", "question"),
 # a box with braces or of a bare number, $formula$, fraction or letter, an escaped character (an escaped brace
 # is no brace), a brace
 BOX = re.compile(r"""\\+(?: (?:[Bb]oxed|fbox|framebox|bbox)(?:\s*\[[^][]*\])*
-        | (?:colorbox|fcolorbox\s*\{[^{}]*\})\s*\{[^{}]*\} )
+        | fcolorbox\s*\{[^{}]*\}\s*\{[^{}]*\} )
     (?: \s*\{ | \s*(-?\d(?:[\d.,/]*\d)?\b(?![\^_{\\]) | \$[^$\s](?:[^$\n]*[^$\s])?\$
         | -?\\[dt]?frac(?:\s*(?:\d|\{(?:[^{}]|\{[^{}]*\})*\})){2}(?!\s*[\^_])
         | (?<=\s)[A-Z]\b(?!\s*[\w^'=])) )

@@ -606,9 +606,9 @@ def test_a_record_that_cannot_serve_is_named(tmp_path, rows, message):
     ("\\boxed{\\left\\{ x \\right.}", "\\left\\{ x \\right."), ("\\boxed {5}", "5"), ("\\boxed{5} then \\boxed{6", "5"), ("\\boxed{\\boxed{5}}", "5"),
     ("\\boxed{5", None), ("boxed{5}", None), ("} \\boxed{5}", "5"), ("\\\\boxed{5}", "5"), ("", None),
     ("$\\boxed 5$", "5"), ("\\boxed -12.5.", "-12.5"), ("\\boxed{4} or \\boxed 5", "5"), ("\\boxed 5 or \\boxed{4}", "4"),
-    ("\\boxed{4} or \\framebox[2cm][c]{5}", "5"), ("\\fcolorbox{red}{white}{5}", "5"), ("\\colorbox{yellow}{5}{x}", "5"), ("\\bbox[5px,border:1px]{5}", "5"),
+    ("\\boxed{4} or \\framebox[2cm][c]{5}", "5"), ("\\fcolorbox{red}{white}{5}", "5"), ("\\boxed{5} \\colorbox{yellow}{Note}", "5"), ("\\bbox[5px,border:1px]{5}", "5"),
     ("\\Boxed{5}", "5"), ("\\boxed{4} or \\boxed12", "12"), ("\\boxed-5", "-5"), ("\\boxed$x = 5$.", "$x = 5$"), ("\\boxed C.", "C"),
-    ("\\boxed\\frac{1}{2}", "\\frac{1}{2}"), ("\\boxed\\dfrac{\\sqrt{2}}2", "\\dfrac{\\sqrt{2}}2"), ("\\boxed{4}{5}", "4"), ("\\colorbox{yellow}, {5}", None),
+    ("\\boxed\\frac{1}{2}", "\\frac{1}{2}"), ("\\boxed\\dfrac{\\sqrt{2}}2", "\\dfrac{\\sqrt{2}}2"), ("\\boxed{4}{5}", "4"),
     ("\\boxed{4} in a $\\boxed$ and $x$", "4"), ("\\boxed{4}, \\boxed A box", "4"), ("\\fboxsep 5", None), ("\\boxed\\frac12^2", None),
     ("\\boxed 5x", None), ("\\boxed 5^2", None), ("use \\boxed for it", None), ("\\boxed{5} " + "\\boxed{" * 200_000, "5"),
     ("\\boxed{5} " + "\\boxed\\frac{" * 200_000, "5"), ("\\boxed{5} " + "\\boxed[" * 200_000, "5"), ("\\boxed{5} \\boxed" + "[]" * 200_000, "5")], ids=str)

@@ -97,7 +97,7 @@ SPELLINGS = {
     "\\frac{4}{11}": ["0.\\dot{3}\\dot{6}",
         "0.\\dot 3 \\dot 6"], "\\frac{1}{7}": ["0.\\dot{1}4285\\dot{7}"], "1234.\\overline{5}": ["1{,}234.\\overline{5}", "1,234.\\overline{5}"],
     "1011_2": ["1{,}011_2"], "-\\frac{1}{2}": ["\\cos\\frac{2\\pi}{7}+\\cos\\frac{4\\pi}{7}+\\cos\\frac{6\\pi}{7}"],
-    "142": ["\\framebox[2cm]{142}", "\\fcolorbox{red}{white}{142}", "\\colorbox{yellow}{142}", "\\bbox[5px]{142}"],
+    "142": ["\\framebox[2cm]{142}", "\\fcolorbox{red}{white}{142}", "\\bbox[5px]{142}"],
     "C": ["\\textbf{(C)}\\ 5", "\\text{(C) } 5", "\\mathrm{(C)}~5", "(C) 5", "{\\bf (C)} 5", "\\textbf{C.}", "C)", "\\text{(C) 5}"],
     "5": ["\\textbf{(C)}\\ 5", "\\textbf{(C)}\\enspace 5", "\\textbf{(C)}\\hspace{.05in}5", "\\textbf{(C) }5", "(C)\\ 5", "\\text{C: } 5",
         "\\textbf{(C)}\\quad 5", "\\text{(C) 5}"],
