@@ -480,7 +480,7 @@ def test_what_is_more_than_a_number_with_units_is_named_and_unchanged(answer):
     assert "are not what their solution boxes" in line and record["answer"] == answer
 
 
-@pytest.mark.parametrize("answer, box, corrected", [("29~\\text{pens}", "29", "29"), ("Rs. 29", "29", "29"), ("29 pens", "29", "29"), ("about 29 km/h",
+@pytest.mark.parametrize("answer, box, corrected", [("Rs. 29", "29", "29"), ("29 pens", "29", "29"), ("about 29 km/h",
     "29", "29"), ("29 cm^2", "29", "29"),
                                                     ("-5 pens", "-5", "-5"), ("3/4 of a cup", "0.75", "3/4"), ("\\frac{1}{2} cup", "0.5", "\\frac{1}{2}")])
 def test_an_answer_with_units_is_corrected_to_what_its_solution_boxes(answer, box, corrected):
