@@ -32,7 +32,8 @@ FEWER = [(method, n) for n in (50, 150, 400) for method in ("srl", "sft_outline"
 STUDY = {
     "srl": (SRL,),                      # with fresh seeds, added to those of the table
     "prefix_rlvr": (RLVR, "--steps_left", "100", "--rollouts", "108000"),
-    "reverse_curriculum": (CURRICULUM,),
+    "reverse_curriculum": (CURRICULUM, "--learning_rate", "3e-4"),
+    "reverse_curriculum_low": (CURRICULUM,),                # the rate of RLVR after SRL
     "best_of_8": (REJECTION, "--keep", "best"),
     **{name: (VARIANT, name) for name in
        ("all_groups", "equation", "likelihood", "exact", "tokens", "no_title")},
@@ -108,7 +109,8 @@ GRID = {
                                (*SHORT, "--loss_mean", "token")),
                   "prefix_rlvr": ((), ("--learning_rate", "3e-4"), ("--prompts_per_batch", "16"),
                                   ("--prompts_per_batch", "16", "--learning_rate", "3e-4")),
-                  "reverse_curriculum": ((), ("--learning_rate", "3e-4")), "best_of_8": RATES},
+                  "reverse_curriculum": tuple(("--learning_rate", rate) for rate in ("1e-4", "3e-4", "1e-3")),
+                  "best_of_8": RATES},
     "agents": {"srl": ((), ("--learning_rate", "1.5e-4"), ("--learning_rate", "6e-4"),
                        ("--loss_mean", "token")),
                "sft_outline": RATES,

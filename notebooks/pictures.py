@@ -571,7 +571,9 @@ WORDS = {   # of a variant of miniature/methods.py, for the axis
     "tokens": "tokens compared", "no_title": "without the title", "ranks": "ranks in the group",
     "detours": "off the path too", "detours_masked": "off the path too, no refill",
     "all_groups": "all groups kept", "masked": "no refill", "whole": "one similarity at the end",
-    "likelihood": "likelihood of the step"}
+    "likelihood": "likelihood of the step", "srl_50": "SRL, 50 problems",
+    "rejection_50": "rejection s., 50 problems",
+    **{f"sft_outline_{n}": f"SFT, {n} problems" for n in (50, 150, 400)}}
 
 
 def study(rows, names, title):

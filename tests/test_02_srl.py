@@ -5,6 +5,7 @@ import math
 import random
 from dataclasses import replace
 from difflib import SequenceMatcher
+from functools import wraps
 from types import SimpleNamespace
 
 import pytest
@@ -307,6 +308,7 @@ def test_an_interrupted_run_continues_to_the_same_weights_and_log_and_never_with
     srl.train(cfg, examples, examples[:4], srl.srl_prompt, reward)
     broken, calls, update = replace(cfg, out=cfg.out + "2"), [], srl.update
 
+    @wraps(update)      # code of 02, not of this file
     def stop_at_fifth(*args):
         calls.append(1)
         if len(calls) == 5:
