@@ -211,7 +211,8 @@ def test_rows_of_one_problem_are_on_one_side_of_the_split(segment, tmp_path):
     train, val = segment.split_by_problem(examples, 4, 0)
     sides = [{"".join(e["problem"].split()) for e in part} for part in (train, val)]
     assert not sides[0] & sides[1] and len(sides[1]) == 4 and len(val) == 4 * 4 * 2 and len(train) + len(val) == len(examples)
-    for text in ("Find ½\u200b of 4", "Find 1⁄2 of 4.", "Find \\, 1⁄2~of 4", "**find** $½$ of \\(4\\)?", "Find $$½$$ of 4。", "__Find__ \\[½\\] of 4!"):     # Unicode, LaTeX
+    for text in ("Find ½\u200b of 4", "Find 1⁄2 of 4.", "Find \\, 1⁄2~of 4", "**find** $½$ of \\(4\\)?", "Find $$½$$ of 4。",
+        "__Find__ \\[½\\] of 4!"):     # Unicode, LaTeX
         assert set(problems.problem_ids([{"id": "a", "problem": text}, {"id": "b", "problem": "Find ½ of 4"}]).values()) == {"a"}
     # rows that are linked by an id on one side and by a text on the other are one problem
     linked = [{"id": "a", "problem": "p"}, {"id": "a", "problem": "q"}, {"id": "b", "problem": "q "}, {"id": "c", "problem": "r"}]
@@ -299,7 +300,8 @@ NO_ANSWER = ["proof", "notfound", "N/A", "unknown", "-", "\\boxed{}", "Proof.", 
              "Answer not found", "No answer", "see solution", "(proof omitted)", "...", "Q.E.D.", "No final answer found", "Ｎ／Ａ",
              "\\boxed{\\text{unknown}}", "\\boxed{-}", "not provided", "The answer is not provided", "answer: N/A", "Final answer: none", "N/A (proof)",
              "n/a - proof", "to be proved", "the statement is proved", "$\\blacksquare$", "\\square", "missing answer", "no ground truth",
-             "No numerical answer", "None given", "not determined", "unsolved", "证明", "略", "answer_not_found", "final_answer_not_found", "to be determined", "This is a proof (problem)", "hence proved", "proofs",
+             "No numerical answer", "None given", "not determined", "unsolved", "证明", "略", "answer_not_found", "final_answer_not_found", "to be determined",
+                 "This is a proof (problem)", "hence proved", "proofs",
              "\\texttt{proof}", "\\underline{proof}", "proof (see solution)", "see explanation", "not a number", "NaN (proof)", "证明题", "无", "无答案",
              "extraction failed", "Answer extraction failed", "the proof above"]
 ANSWERS = ["5", "<", "=", "na", "No", "\\{\\}", "\\emptyset", "-\\infty", "no solution", "undefined", "0", "-1", "n", "None of these", "A", "i", "1/2",
@@ -372,7 +374,8 @@ def test_an_escape_that_may_be_a_line_is_restored_in_a_formula_without_other_com
                         "$a \nless b$": "$a \\nless b$", "$a \nsim b$": "$a \\nsim b$"}.items():
         assert load(tmp_path, [{"problem": text}])[0]["problem"] == right
     for text in ("Then\nu = 5.", "a\tan apple", "1\n2", "$x \\times\ne$", "Solve\n\\[\ne^{2x} = 1\n\\]", "$$\nu + v = 5\n$$",
-                 "It is $3 for it\ne.g. for $x$", "costs $5\n\to buy, or $6", "it is\nless than 3", "It costs $5\nu = 3", "line\nequal", "a\r\nb", "a\textra b", "By\neq. (1)"):
+                 "It is $3 for it\ne.g. for $x$", "costs $5\n\to buy, or $6", "it is\nless than 3", "It costs $5\nu = 3", "line\nequal", "a\r\nb",
+                     "a\textra b", "By\neq. (1)"):
         assert load(tmp_path, [{"problem": text}])[0]["problem"] == text
     assert load(tmp_path, [{"problem": "p", "solution": "first \\boxed{3}, so \x08oxed{12}"}])[0]["answer"] == "12"
     assert load(tmp_path, [{"problem": "p", "answer": "a \ne b"}])[0]["answer"] == "a \\ne b"
@@ -472,7 +475,8 @@ def test_conditions_of_the_problem_are_no_steps(segment, solution, steps):
 
 
 # The self-check, and what a user sees
-@pytest.mark.parametrize("answer", ["x > 5", "at least 5", "less than 5", "5 x", "n 5", "5 more than x", "5 or 6", "5 million", "5 dozen", "5 hundred", "5 billion years"])
+@pytest.mark.parametrize("answer", ["x > 5", "at least 5", "less than 5", "5 x", "n 5", "5 more than x", "5 or 6", "5 million", "5 dozen", "5 hundred",
+    "5 billion years"])
 def test_what_is_more_than_a_number_with_units_is_named_and_unchanged(answer):
     from engine.grader import compare
     record = {"id": "7", "answer": answer, "solution": "so \\boxed{5}"}
@@ -521,7 +525,8 @@ def test_small_data_needs_no_flag(segment, tmp_path, monkeypatch, capsys, rows, 
     assert ("18 rows of 9 problems read, 18 kept" if rows == 9 else f"{rows} problems read, {rows} kept") in printed
     assert len({json.loads(line)["problem"] for line in (tmp_path / "val.jsonl").read_text().splitlines()}) == (held_out or 1)
     assert not {json.loads(line)["id"] for line in open(tmp_path / "val.jsonl")} & {json.loads(line)["id"] for line in open(tmp_path / "train.jsonl")}
-    with pytest.raises(files.InputError, match=f"--num_val {rows}: there are {rows} problems; hold out 1 to {rows - 1}, or leave" if rows > 1 else "leave the flag out"):
+    with pytest.raises(files.InputError,
+        match=f"--num_val {rows}: there are {rows} problems; hold out 1 to {rows - 1}, or leave" if rows > 1 else "leave the flag out"):
         monkeypatch.setattr("sys.argv", ["01", "--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path), "--num_val", str(rows)])
         segment.main()
 
@@ -606,7 +611,8 @@ def test_a_record_that_cannot_serve_is_named(tmp_path, rows, message):
     ("\\boxed{\\left\\{ x \\right.}", "\\left\\{ x \\right."), ("\\boxed {5}", "5"), ("\\boxed{5} then \\boxed{6", "5"), ("\\boxed{\\boxed{5}}", "5"),
     ("\\boxed{5", None), ("boxed{5}", None), ("} \\boxed{5}", "5"), ("\\\\boxed{5}", "5"), ("", None),
     ("$\\boxed 5$", "5"), ("\\boxed -12.5.", "-12.5"), ("\\boxed{4} or \\boxed 5", "5"), ("\\boxed 5 or \\boxed{4}", "4"),
-    ("\\boxed{4} or \\framebox[2cm][c]{5}", "5"), ("\\fcolorbox{red}{white}{5}", "5"), ("\\boxed{5} \\colorbox{yellow}{Note}", "5"), ("\\bbox[5px,border:1px]{5}", "5"),
+    ("\\boxed{4} or \\framebox[2cm][c]{5}", "5"), ("\\fcolorbox{red}{white}{5}", "5"), ("\\boxed{5} \\colorbox{yellow}{Note}", "5"),
+        ("\\bbox[5px,border:1px]{5}", "5"),
     ("\\Boxed{5}", "5"), ("\\boxed{4} or \\boxed12", "12"), ("\\boxed-5", "-5"), ("\\boxed$x = 5$.", "$x = 5$"), ("\\boxed C.", "C"),
     ("\\boxed\\frac{1}{2}", "\\frac{1}{2}"), ("\\boxed\\dfrac{\\sqrt{2}}2", "\\dfrac{\\sqrt{2}}2"), ("\\boxed{4}{5}", "4"),
     ("\\boxed{4} in a $\\boxed$ and $x$", "4"), ("\\boxed{4}, \\boxed A box", "4"), ("\\fboxsep 5", None), ("\\boxed\\frac12^2", None),

@@ -88,7 +88,8 @@ def git(folder, *command, text=None):
      {"pkg/b.py": "b = 1\n", "gone.py": "x = 2\n"}),
     # a heading with more words than the path
     *((f"{heading}\n" + bare("", "x = 1\n"), {path: "x = 1\n"}) for heading, path in (
-        ("### pkg/b.py (new file)", "pkg/b.py"), ("### docs/a b.rst", "docs/a b.rst"), ("### docs/a b.rst (new)", "docs/a b.rst"), ("```python:c.py", "c.py"), ("### New file: pkg/b.kt", "pkg/b.kt"), ("### pkg/py.typed (new file, empty)", "pkg/py.typed"),
+        ("### pkg/b.py (new file)", "pkg/b.py"), ("### docs/a b.rst", "docs/a b.rst"), ("### docs/a b.rst (new)", "docs/a b.rst"), ("```python:c.py",
+            "c.py"), ("### New file: pkg/b.kt", "pkg/b.kt"), ("### pkg/py.typed (new file, empty)", "pkg/py.typed"),
         ("### pkg/b.py\n#### Create the new file", "pkg/b.py"), ("### src/x.cpp (new)", "src/x.cpp"), ("### pkg/.gitignore (new)", "pkg/.gitignore"),
         ("### b.py (see gone.txt)", "b.py"))),
     *((f"{heading}\n" + bare("x = 1\n", "x = 2\n"), {"gone.py": "x = 2\n"}) for heading in (

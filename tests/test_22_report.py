@@ -166,7 +166,8 @@ def test_calls_of_an_agent_have_their_observations_and_its_changes_and_tests_are
 # The page of a training run
 def run_folder(folder, srl, samples):
     write_jsonl(folder / "log.jsonl", [{"step": n, "done": n, "reward": 0.5} for n in range(3)])
-    episodes = [(n, [(srl.Episode({"id": "p", "problem": "P", "partial": STEPS[0], "k": 2, "n": 2, "action": STEPS[1]}, [srl.Turn([], [], [], text)]), reward) for text, reward in group])
+    episodes = [(n, [(srl.Episode({"id": "p", "problem": "P", "partial": STEPS[0], "k": 2, "n": 2, "action": STEPS[1]}, [srl.Turn([], [], [], text)]),
+        reward) for text, reward in group])
                 for n, group in enumerate(samples, 1)]
     write_text(folder / "completions.txt", "".join(srl.sample_text(*part) for part in episodes))
     return folder

@@ -61,7 +61,8 @@ def test_the_expert_continues_from_every_state_of_its_own_solutions_as_they_do_a
 def test_where_the_expert_has_no_legal_way_it_gives_no_answer_and_no_reward(text):
     assert ask.problem_of(text, "stepwise")["answer"] == ""
     assert ask.turn_lines("<think>a</think>\n1. **B** c", ask.parse_equation(text), 1) == [("<think>a</think>", True), ("1. **B** c", False),
-                                                                                                       ("   no reward: the expert cannot go on from here", False)]
+                                                                                                       ("   no reward: the expert cannot go on from here",
+                                                                                                           False)]
 
 
 def test_a_whole_solution_in_one_completion_is_not_compared_with_the_experts_first_step():
