@@ -561,6 +561,7 @@ def calls_of_models(similarities, verdicts):
 WORDS = {   # of a variant of miniature/methods.py, for the axis
     "srl": "SRL", "srl_rlvr": "SRL then RLVR", "rejection": "rejection sampling", "best_of_8": "best of 8",
     "prefix_rlvr": "RLVR on prefixes", "reverse_curriculum": "R3, reverse curriculum",
+    "reverse_curriculum_low": "R3, low rate",
     "equation": "equation alone", "exact": "1 if equal, else 0", "fourth_power": "R to the 4th power",
     "formulas": "without words", "formulas_4": "without words, 4th power", "both_4": "both, 4th power",
     "both_4_p8": "both, 4th power, P = 8", "formulas_4_p8": "without words, 4th, P = 8",
