@@ -218,7 +218,7 @@ def test_the_readmes_own_solutions_become_examples(tmp_path, monkeypatch, segmen
     record = json.loads(re.search(r"```json\n(.+?)```", README, re.DOTALL)[1])
     ten = json.loads((ROOT / "miniature/ten.json").read_text())
     (tmp_path / "miniature/ten.json").write_text(json.dumps([record, *ten]))
-    monkeypatch.setattr(sys, "argv", [*next(command for command in commands(README) if "ten.json" in command)])
+    monkeypatch.setattr(sys, "argv", [*next(command for command in commands(README) if "miniature/ten.json" in command)])
     segment.main()
     parts = [[json.loads(line) for line in (tmp_path / f"runs/my_data/{name}.jsonl").read_text().splitlines()] for name in ("train", "val")]
     first = [e for part in parts for e in part if "2x + 6 = 10" in e["problem"]]
