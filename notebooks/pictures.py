@@ -457,7 +457,7 @@ def pass_curves(curves):
         ax.plot(range(1, len(curve) + 1), curve, "--" if control(name) else "-", marker=marker, lw=2,
                 color=colour(name), label=label(name))
     ax.set(xlabel="attempts k", ylabel="pass@k, %", ylim=(-3, 103))
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=2, fontsize=10)
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=2, fontsize=10)
     finish(figure, "More attempts help most where a method is right now and then")
 
 
