@@ -312,11 +312,10 @@ def sample_text(updates, samples):
     """Part of completions.txt, read by engine/report.py: a few completions, rewards, references, contexts."""
     text = ""
     for episode, reward in samples:
-        e, completion = episode.example, episode.turns[-1].text
+        e, completion = {"partial": "", **episode.example}, episode.turns[-1].text
         where = f"problem {e['id']}" + (f", step {e['k']} of {e['n']}" if "k" in e else "")
-        text += (f"=== update {updates}, {where}: reward {reward:.3f}\n{completion}\n"
-                 f"--- expected\n{e.get('action') or e.get('answer')}\n"
-                 f"--- context\n{e['problem']}\n{e.get('partial', '')}".rstrip() + "\n\n")
+        text += (f"=== update {updates}, {where}: reward {reward:.3f}\n{completion}\n--- expected\n"
+                 f"{e.get('action') or e.get('answer')}\n--- context\n{e['problem']}\n{e['partial']}\n\n")
     return text
 
 

@@ -275,11 +275,9 @@ def make_figure(found, path):
     colours = {label(name): METHODS.get(name, (name, "#666666"))[1] for name in rows}
     ours, others = rows.get("srl", {}), rows.get("rlvr", {})
     both = [(ours[b], others[b]) for b in ours if b in others]
-    title = "Outcome rewards start late here"
-    if all(b["avg"] < 1 for _, b in both):
-        title = "Outcome rewards cannot start here, step rewards can"
     apart = both and all(a["low"] > b["high"] for a, b in both)     # a title that is true of every panel
-    title = title if apart else "Problems solved"
+    start = "cannot start" if all(b["avg"] < 1 for _, b in both) else "start late"
+    title = f"Outcome rewards {start} here" if apart else "Problems solved"
     if {"short", "modules"} & set(benchmarks):
         counts = [len(results) for name, results in found.items() if name != "base"] or [1]
         title += f"\n(miniature, training seeds: {tables.spread(counts)}, 95 % intervals)"
