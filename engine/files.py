@@ -1,4 +1,5 @@
 """Files: JSONL, JSON, parquet and hub data in, atomic writes out, the one-line error for input to correct."""
+import encodings.utf_8_sig  # noqa: F401    else open() imports it, and Ctrl-C there ends without advice
 import json
 import os
 import shutil
