@@ -27,7 +27,10 @@ TRAIN = {
     "rejection": (REJECTION,),
 }
 # a method and the number of expert problems that it has
-FEWER = [(method, n) for n in (50, 150, 400) for method in ("srl", "sft_outline", "rejection")]
+FEWER = [*((method, 50) for method in ("srl", "sft_outline", "rejection")), ("sft_outline", 150),
+         ("sft_outline", 400)]
+# SRL from a base with fewer batches of pretraining than the committed one's 13,800
+BASES = {f"srl_base_{n}": n for n in (1700, 3400)}
 # baselines and ablations of SRL, one line each, in the order of their jobs
 STUDY = {
     "srl": (SRL,),                      # with fresh seeds, added to those of the table
@@ -51,10 +54,8 @@ STUDY = {
     "p4": (SRL, "--prompts_per_batch", "4"),
     "p48": (SRL, "--prompts_per_batch", "48"),
     "eps0": (SRL, "--eps", "0"),
-    "eps1": (SRL, "--eps", "0.01"),
     "eps5": (SRL, "--eps", "0.05"),
     **{name: (VARIANT, name) for name in ("fourth_power", "ranks", "formulas", "formulas_4", "both_4")},
-    "minibatches2": (SRL, "--minibatches", "2"),
     "minibatches4": (SRL, "--minibatches", "4"),
     "token_mean": (SRL, "--loss_mean", "token"),
     **{name: (SRL,) for name in ("targets", "title_hint", "detours")},      # on data of their own, see DATA
@@ -62,7 +63,12 @@ STUDY = {
     "detours_formulas_4_masked": (VARIANT, "formulas_4", "--max_tries", "1"),
     "whole": (VARIANT, "whole", "--prompts_per_batch", "4"),
     **{f"{method}_{n}": TRAIN[method] for method, n in FEWER},
+    **dict.fromkeys(BASES, (SRL,)),
 }
+# those of the world with free wording
+WORDED = ("srl", "prefix_rlvr", "reverse_curriculum", "best_of_8", "equation", "likelihood", "tokens", "no_title",
+          "fourth_power", "ranks", "formulas", "formulas_4", "both_4", "formulas_4_p8", "masked",
+          "formulas_4_masked", "formulas_exact_masked", "detours_formulas_4_masked")
 # folder of a method's examples, where it is not `data`; flags of 01 for a folder (others: make_examples)
 DATA = {"sft_student": "data_student", "targets": "data_literal", "title_hint": "data_title",
         **dict.fromkeys(("detours", "detours_masked", "detours_formulas_4_masked"), "data_detours"),
@@ -79,7 +85,7 @@ WORLDS = {
     "equations": EQUATIONS,
     "worded": {**EQUATIONS, "base": "miniature/worded/base", "runs": "runs/study_worded",
                "results": "results/worded", "segment": ("--data", "miniature/worded/expert.jsonl"),
-               "detours": ("--worded",),
+               "detours": ("--worded",), "study": {name: STUDY[name] for name in WORDED},
                "benchmarks": ("hard", "long"),
                "train": {name: TRAIN[name] for name in TRAIN if name != "sft_student"}},
     "agents": {"base": "miniature/agents/base", "runs": "runs/study_agents", "results": "results/agents",

@@ -27,7 +27,7 @@ from pathlib import Path
 from threading import Lock
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
-from methods import DATA, FULL, GRID, METHODS, NEEDS, ROOT, SEGMENT, STUDY, TUNE_SEEDS, WORLDS, command_of, sized, tuning_path, with_flags  # noqa: E402
+from methods import BASES, DATA, FULL, GRID, METHODS, NEEDS, ROOT, SEGMENT, STUDY, TUNE_SEEDS, WORLDS, command_of, sized, tuning_path, with_flags  # noqa: E402
 from study_tables import write_lengths, write_paths, write_study, write_table  # noqa: E402
 
 from engine.files import read_jsonl, run_main, write_jsonl, write_text  # noqa: E402
@@ -91,6 +91,16 @@ def folders_of(methods):
     return list(dict.fromkeys(["data", *(DATA.get(method, "data") for method in methods)]))
 
 
+def base_of(method, world):
+    """The folder of the base model that a method starts from. One of BASES is made if it is not there."""
+    if method not in BASES:
+        return ROOT / world["base"]
+    folder = ROOT / world["runs"] / f"base_{BASES[method]}"
+    if not (folder / "base/model.safetensors").exists():
+        run(["miniature/make.py", "--batches", BASES[method], "--out", folder], folder / "make.log", folder)
+    return folder / "base"
+
+
 def train(method, command, here, out, seed, start):
     """Run a command that trains a method from the model `start`, with examples in `here`. Returns seconds."""
     files = ("--data", here / DATA.get(method, "data"), "--out", out, "--seed", seed, "--model", start)
@@ -100,7 +110,7 @@ def train(method, command, here, out, seed, start):
 def trained(method, seed, world):
     """(folder of a method's model with a seed, seconds of its training); the model that it starts from is
     trained first, to its end: a model is there since the first validation, a result since the end."""
-    here, base = ROOT / world["runs"] / f"seed{seed}", ROOT / world["base"]
+    here, base = ROOT / world["runs"] / f"seed{seed}", base_of(method, world)
     if method == "base":
         return base, 0.0
     start, needed = base, NEEDS.get(method)
@@ -211,6 +221,8 @@ def main():
         return write(args)
     for seed in args.seeds:  # the split is the same for every seed: training and sampling differ
         make_examples(ROOT / world["runs"] / f"seed{seed}", world, folders_of(args.methods))
+    for method in args.methods:
+        base_of(method, world)
     run_jobs(args)
     write(args)
 

@@ -27,6 +27,7 @@ from engine.tables import markdown, mean_interval, parts_of, where_paired
 
 SUMMARY = ("Base", "SFT (outline)", "RLVR", "SRL", "SRL then RLVR")     # the rows of the main README's table
 REFERENCES = ("srl", "srl_rlvr", "rejection")       # rows of the study that are in the table of the methods
+FEW = 5                                             # a row of fewer seeds shows large differences only
 WRITING = Lock()
 
 
@@ -195,11 +196,26 @@ def write_study(args):
         for row in rows:
             row["command"] = row["command"] or " ".join(command_of(row["variant"], world))
         write_text(args.results.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
-        heads = [text for name in columns for text in (f"{name}: avg@8 [95 %]", "minus SRL [95 %]")]
-        table = markdown(["variant", "command", "seeds", "rollouts", "min", "exact steps", "solved", *heads],
-                         [study_line(row, columns) for row in rows])
-        write_text(args.results.with_suffix(".md"), table + "\n")
-        write_marked({f"study_{args.world}": table + "\n"})
+        text = study_text(rows, columns, world["study"])
+        write_text(args.results.with_suffix(".md"), text)
+        write_marked({f"study_{args.world}": text})
+
+
+def study_text(rows, columns, variants):
+    """The rows in Markdown; those of fewer than FEW seeds are folded, below the others. Then what was not run."""
+    heads = [text for name in columns for text in (f"{name}: avg@8 [95 %]", "minus SRL [95 %]")]
+    heads = ["variant", "command", "seeds", "rollouts", "min", "exact steps", "solved", *heads]
+    begun = [row for row in rows if len(row["seeds"]) < FEW]
+    text = markdown(heads, [study_line(row, columns) for row in rows if row not in begun]) + "\n"
+    seconds = [row[f"seconds_{part}"] for row in rows for part in ("training", "evaluation")]
+    text += (f"\nMeasured: {sum(len(row['seconds_training']) for row in rows)} runs, "
+             f"{sum(map(sum, seconds)) / 3600:.1f} hours of one core.")
+    missing = set(variants) - {row["variant"] for row in rows}
+    text += f" Not run: {', '.join(f'`{name}`' for name in variants if name in missing)}.\n" if missing else "\n"
+    if begun:
+        text += (f"\n<details><summary>Tried with fewer than {FEW} seeds: {len(begun)} variants</summary>\n\n"
+                 + markdown(heads, [study_line(row, columns) for row in begun]) + "\n\n</details>\n")
+    return text
 
 
 def study_line(row, columns):

@@ -204,6 +204,27 @@ def test_a_method_starts_from_another_methods_model_only_where_that_was_trained_
     assert calls[2:] == [("srl_rlvr", "srl")]
 
 
+def test_a_base_of_less_pretraining_is_made_once_and_srl_starts_from_it(tmp_path, monkeypatch):
+    made, starts, world = [], [], study.WORLDS["equations"]
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    monkeypatch.setattr(study, "run", lambda command, log, out: (made.append(command[:3]), write_text(out / "base/model.safetensors", "")))
+    monkeypatch.setattr(study, "train", lambda method, command, here, out, seed, start: starts.append(start))
+    for seed in (0, 1):
+        study.trained("srl_base_1700", seed, world)
+    assert made == [["miniature/make.py", "--batches", 1700]] and starts == [tmp_path / "runs/study/base_1700/base"] * 2
+    assert study.base_of("srl", world) == tmp_path / "miniature/base"
+
+
+def test_the_table_of_the_study_folds_rows_of_few_seeds_and_names_what_was_not_run():
+    row = {"variant": "srl", "command": "c", "seeds": [*range(5)], "rollouts": 1, "validation_exact": [], "seconds_training": [1800] * 5,
+           "seconds_evaluation": [0] * 5}
+    few = {**row, "variant": "g4", "seeds": [0, 1], "seconds_training": [3600] * 2, "seconds_evaluation": [1800] * 2}
+    table, measured, folded, begun, _ = study_tables.study_text([few, row], [], ["srl", "g4", "p4"]).split("\n\n")
+    assert "| srl |" in table and "g4" not in table and measured == "Measured: 7 runs, 5.5 hours of one core. Not run: `p4`."
+    assert "1 variants" in folded and "| g4 |" in begun and "srl" not in begun
+    assert "Not run" not in study_tables.study_text([row], [], ["srl"]) and "<details>" not in study_tables.study_text([row], [], ["srl"])
+
+
 def test_after_ctrl_c_no_other_job_begins_and_a_method_that_the_world_has_not_is_an_error(monkeypatch, capsys):
     begun = []
 
