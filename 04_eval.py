@@ -45,7 +45,7 @@ HERE = Path(__file__).parent
 METHODS = {     # name of a run: (label, colour), in the order of the rows; Okabe and Ito's palette
     "base": ("Base", "#999999"), "sft_outline": ("SFT (outline)", "#E69F00"),
     "sft_reasoning": ("SFT (reasoning)", "#F0E442"), "rlvr": ("RLVR", "#56B4E9"),
-    "sft_rlvr": ("SFT then RLVR", "#CC79A7"),
+    "sft_rlvr": ("SFT then RLVR", "#CC79A7"), "reverse_curriculum": ("R3 (reverse curriculum)", "#882255"),
     "srl": ("SRL", "#009E73"), "srl_rlvr": ("SRL then RLVR", "#0072B2"),
     "sft_student": ("control: SFT, own-style thoughts", "#D55E00"),
     "rejection": ("control: rejection sampling", "#000000"),
@@ -53,7 +53,8 @@ METHODS = {     # name of a run: (label, colour), in the order of the rows; Okab
 GRADED = ("answer", "files", "visible", "hidden")       # fields of a problem that an attempt is graded with
 # what the paper claims, and the controls: differences between two methods
 COMPARISONS = [("srl", "base"), ("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"),
-               ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"), ("srl", "rejection"), ("srl", "sft_student")]
+               ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"), ("srl_rlvr", "reverse_curriculum"),
+               ("srl", "rejection"), ("srl", "sft_student")]
 PAGE = report.Task("Expert's solution", ("reward", "exact", "val_exact", "tokens", "entropy", "kept"), GRADED,
                    segmentation.split_steps, srl.similarity, rlvr.next_call)
 
@@ -277,7 +278,7 @@ def make_figure(found, path):
     both = [(ours[b], others[b]) for b in ours if b in others]
     apart = both and all(a["low"] > b["high"] for a, b in both)     # a title that is true of every panel
     start = "cannot start" if all(b["avg"] < 1 for _, b in both) else "start late"
-    title = f"Outcome rewards {start} here" if apart else "Problems solved"
+    title = f"RLVR from the problem {start} here" if apart else "Problems solved"
     if {"short", "modules"} & set(benchmarks):
         counts = [len(results) for name, results in found.items() if name != "base"] or [1]
         title += f"\n(miniature, training seeds: {tables.spread(counts)}, 95 % intervals)"

@@ -7,8 +7,8 @@ import itertools
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "sft_student",
-           "rejection")
+METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "reverse_curriculum",
+           "sft_student", "rejection")
 NEEDS = {"srl_rlvr": "srl", "sft_rlvr": "sft_outline"}      # starts from the model of another method
 SRL, RLVR, VARIANT = "02_srl_train.py", "03_rlvr_train.py", "miniature/variants.py"
 REJECTION, CURRICULUM = "miniature/rejection.py", "miniature/curriculum.py"
@@ -21,6 +21,7 @@ TRAIN = {
     # many are sampled at a time
     "rlvr": (RLVR, "--rollouts", "108000", "--prompts_per_batch", "16"),
     "sft_rlvr": (RLVR, "--rollouts", "108000"),
+    "reverse_curriculum": (CURRICULUM, "--learning_rate", "3e-4"),
     "sft_outline": (*SFT, "outline", "--learning_rate", "3e-3"),
     "sft_reasoning": (*SFT, "reasoning", "--learning_rate", "3e-3", "--max_new_tokens", "400"),
     "sft_student": (*SFT, "outline", "--learning_rate", "1e-3"),        # on targets of its own, see DATA
@@ -35,7 +36,6 @@ BASES = {f"srl_base_{n}": n for n in (1700, 3400)}
 STUDY = {
     "srl": (SRL,),                      # with fresh seeds, added to those of the table
     "prefix_rlvr": (RLVR, "--steps_left", "100", "--rollouts", "108000"),
-    "reverse_curriculum": (CURRICULUM, "--learning_rate", "3e-4"),
     "reverse_curriculum_low": (CURRICULUM,),                # the rate of RLVR after SRL
     "best_of_8": (REJECTION, "--keep", "best"),
     **{name: (VARIANT, name) for name in
@@ -66,9 +66,9 @@ STUDY = {
     **dict.fromkeys(BASES, (SRL,)),
 }
 # those of the world with free wording
-WORDED = ("srl", "prefix_rlvr", "reverse_curriculum", "best_of_8", "equation", "likelihood", "tokens", "no_title",
-          "fourth_power", "ranks", "formulas", "formulas_4", "both_4", "formulas_4_p8", "masked",
-          "formulas_4_masked", "formulas_exact_masked", "detours_formulas_4_masked")
+WORDED = ("srl", "prefix_rlvr", "best_of_8", "equation", "likelihood", "tokens", "no_title", "fourth_power", "ranks",
+          "formulas", "formulas_4", "both_4", "formulas_4_p8", "masked", "formulas_4_masked",
+          "formulas_exact_masked", "detours_formulas_4_masked")
 # folder of a method's examples, where it is not `data`; flags of 01 for a folder (others: make_examples)
 DATA = {"sft_student": "data_student", "targets": "data_literal", "title_hint": "data_title",
         **dict.fromkeys(("detours", "detours_masked", "detours_formulas_4_masked"), "data_detours"),
@@ -96,9 +96,9 @@ WORLDS = {
                "train": {"srl": (SRL, *RECIPE), "srl_rlvr": (RLVR, *RECIPE),
                          # as many completions as SRL and RLVR together
                          "rlvr": (RLVR, *RECIPE, "--rollouts", "72000"),
+                         "reverse_curriculum": (CURRICULUM, *RECIPE),
                          "sft_outline": (SRL, *RECIPE, "--method", "sft")},
                "study": {"prefix_rlvr": (RLVR, *RECIPE, "--steps_left", "100", "--rollouts", "72000"),
-                         "reverse_curriculum": (CURRICULUM, *RECIPE),
                          "best_of_8": (REJECTION, *RECIPE, "--keep", "best")}},
 }
 # what --tune tries: flags that are added to those of a method or replace them
