@@ -102,7 +102,8 @@ WORLDS = {
                          "best_of_8": (REJECTION, *RECIPE, "--keep", "best")}},
 }
 # what --tune tries: flags that are added to those of a method or replace them
-RATES = tuple(("--learning_rate", rate) for rate in ("3e-4", "1e-3", "3e-3"))
+RATES, LOWER = (tuple(("--learning_rate", rate) for rate in rates)
+                for rates in (("3e-4", "1e-3", "3e-3"), ("1e-4", "3e-4", "1e-3")))
 SHORT, P12 = ("--rollouts", "36000"), ("--prompts_per_batch", "12")
 GRID = {
     "equations": {"srl": ((), ("--eps", "0.01"), ("--decay", "0"), ("--learning_rate", "1.5e-4"),
@@ -113,9 +114,7 @@ GRID = {
                                (*SHORT, "--learning_rate", "2e-4"), (*SHORT, *P12),
                                (*SHORT, *P12, "--learning_rate", "2e-4"),
                                (*SHORT, "--loss_mean", "token")),
-                  "prefix_rlvr": ((), ("--learning_rate", "3e-4"), ("--prompts_per_batch", "16"),
-                                  ("--prompts_per_batch", "16", "--learning_rate", "3e-4")),
-                  "reverse_curriculum": tuple(("--learning_rate", rate) for rate in ("1e-4", "3e-4", "1e-3")),
+                  "prefix_rlvr": LOWER[:2], "reverse_curriculum": LOWER,
                   "best_of_8": RATES},
     "agents": {"srl": ((), ("--learning_rate", "1.5e-4"), ("--learning_rate", "6e-4"),
                        ("--loss_mean", "token")),
