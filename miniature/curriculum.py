@@ -38,6 +38,7 @@ AGENTS = {**rlvr.AGENTS, "model": srl.AGENTS["model"], "out": str(srl.HERE / "ru
 
 def main():
     cfg = parse_flags(Config(), __doc__.split("\n")[0], {"agents": AGENTS})
+    rlvr.sandbox.UNSAFE = cfg.unsafe_tests
     make_prompt, extend, reward, check = rlvr.MODES[cfg.mode]
     make_prompt = srl.with_prompt_file(make_prompt, cfg.prompt_file)
     parts = srl.read_examples(cfg)

@@ -28,7 +28,7 @@ from threading import Lock
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from methods import BASES, DATA, FULL, GRID, METHODS, NEEDS, ROOT, SEGMENT, STUDY, TUNE_SEEDS, WORLDS, command_of, sized, tuning_path, with_flags  # noqa: E402
-from study_tables import write_lengths, write_paths, write_study, write_table  # noqa: E402
+from study_tables import tuning_table, write_lengths, write_marked, write_paths, write_study, write_table  # noqa: E402
 
 from engine.files import read_jsonl, run_main, write_jsonl, write_text  # noqa: E402
 
@@ -51,7 +51,7 @@ def run(command, log, out):
     return seconds
 
 
-def make_examples(here, world, folders=("data", "data_student")):
+def make_examples(here, world, folders):
     """The examples of a seed's runs in folders of `here`. data_student: with thoughts in the base's style as
     targets; data_50: of 50 problems. All have the same validation problems."""
     for name in folders:
@@ -126,7 +126,7 @@ def job(method, seed, args):
     """Train a method with a seed and evaluate it. The result has the command and the seconds of both."""
     world = WORLDS[args.world]
     here, result = ROOT / world["runs"] / f"seed{seed}", args.results / f"seed{seed}/{method}.json"
-    if result.exists() or (ROOT / world["results"] / f"seed{seed}/{method}.json").exists():
+    if result.exists() or args.study and (ROOT / world["results"] / f"seed{seed}/{method}.json").exists():
         return f"{method}, seed {seed}: has a result"
     model, training = trained(method, seed, world)
     tokens = ("--max_new_tokens", 400) if method == "sft_reasoning" else ()      # its thoughts are longer
@@ -180,7 +180,7 @@ def tune(args):
             for later in (False, True):             # what starts from another method's model comes after it
                 variants = [(seed, m, flags) for m in methods if (m in NEEDS) == later for flags in grid[m]]
                 list(pool.map(one, variants))
-    write_table(args)
+    write_marked({path.stem: tuning_table(args)})
 
 
 def main():

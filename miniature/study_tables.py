@@ -18,7 +18,7 @@ from itertools import zip_longest
 from statistics import fmean
 from threading import Lock
 
-from methods import GRID, ROOT, WORLDS, command_of, tuning_path, with_flags
+from methods import BASES, DATA, GRID, ROOT, WORLDS, command_of, tuning_path, with_flags
 from wording import unword
 
 from engine.files import read_jsonl, write_text
@@ -183,6 +183,12 @@ def study_row(method, results, folders, reference):
     return row
 
 
+def by_seed(*results):
+    """The results of a method in order of their seeds; of one seed the first."""
+    found = {r["train_seed"]: r for r in reversed(sum(results, []))}
+    return [found[seed] for seed in sorted(found)]
+
+
 def write_study(args):
     """results/study/WORLD.json and .md: a row for each variant that has results, those of the table first."""
     world = WORLDS[args.world]
@@ -190,11 +196,15 @@ def write_study(args):
     with WRITING:
         methods, found = ROOT / world["results"], read_results(args.results)
         known = read_results(methods) if methods.is_dir() else {}
-        results = {name: known.get(name, []) + found.get(name, []) for name in (*REFERENCES, *world["study"])}
+        results = {name: by_seed(known.get(name, []), found.get(name, []))
+                   for name in (*REFERENCES, *world["study"])}
         rows = [study_row(name, results[name], (methods, args.results), results["srl"])
                 for name in results if results[name]]
         for row in rows:
-            row["command"] = row["command"] or " ".join(command_of(row["variant"], world))
+            name = row["variant"]
+            row["command"] = row["command"] or " ".join(command_of(name, world))
+            row["command"] += f" --data {DATA[name]}" if name in DATA else ""
+            row["command"] += f" --model base_{BASES[name]}" if name in BASES else ""
         write_text(args.results.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
         text = study_text(rows, columns, world["study"])
         write_text(args.results.with_suffix(".md"), text)
@@ -208,7 +218,7 @@ def study_text(rows, columns, variants):
     begun = [row for row in rows if len(row["seeds"]) < FEW]
     text = markdown(heads, [study_line(row, columns) for row in rows if row not in begun]) + "\n"
     seconds = [row[f"seconds_{part}"] for row in rows for part in ("training", "evaluation")]
-    text += (f"\nMeasured: {sum(len(row['seconds_training']) for row in rows)} runs, "
+    text += (f"\nTimed: {sum(len(row['seconds_training']) for row in rows)} runs, "
              f"{sum(map(sum, seconds)) / 3600:.1f} hours of one core.")
     missing = set(variants) - {row["variant"] for row in rows}
     text += f" Not run: {', '.join(f'`{name}`' for name in variants if name in missing)}.\n" if missing else "\n"

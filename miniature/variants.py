@@ -173,7 +173,8 @@ def main():
     name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
     if name not in VARIANTS:
         raise InputError(f"{name!r} is no variant; give one of {', '.join(VARIANTS)}, then the flags of 02")
-    with patch.multiple(srl, **VARIANTS[name]):
+    # the name is part of a run's identity: another variant does not continue it
+    with patch.multiple(srl, **VARIANTS[name]), patch.dict(vars(srl.srl_reward), variant=name):
         srl.main()
 
 

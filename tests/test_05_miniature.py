@@ -179,7 +179,7 @@ def test_the_control_with_own_style_thoughts_imitates_thoughts_of_the_base_model
     examples, _ = segment.segment(records("expert")[:2])
     for part in ("train", "val"):
         write_jsonl(tmp_path / f"data/{part}.jsonl", examples)
-    study.make_examples(tmp_path, study.WORLDS["equations"])
+    study.make_examples(tmp_path, study.WORLDS["equations"], study.folders_of(["srl", "sft_student"]))
     example = read_jsonl(tmp_path / "data_student/train.jsonl")[0]
     assert srl.sft_target(example, "outline") == f"<think>{examples[0]['student_thoughts']}</think>\n{example['action']}"
     assert read_jsonl(tmp_path / "data_student/val.jsonl") == examples

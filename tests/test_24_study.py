@@ -18,6 +18,7 @@ import torch
 import variants
 
 from engine.files import InputError, read_jsonl, write_jsonl, write_text
+from engine.stored import identity_of
 
 STEPS = ["1. **Subtract 4 from both sides** 3x = 15", "2. **Divide both sides by 3** x = 5", "3. **State the answer** \\boxed{5}"]
 
@@ -158,6 +159,19 @@ def test_a_variant_exchanges_functions_of_02_and_an_unknown_one_names_the_known(
         variants.main()
 
 
+def test_a_run_of_one_variant_is_not_continued_by_another(monkeypatch, srl, examples):
+    codes = []
+
+    def identity():
+        codes.append(identity_of(srl.Config(), (examples, examples), srl.srl_prompt, (srl.train, srl.srl_reward, None))["code"])
+    monkeypatch.setattr(srl, "main", identity)
+    for name in (*variants.VARIANTS, "exact"):
+        monkeypatch.setattr(sys, "argv", ["variants.py", name])
+        variants.main()
+    identity()
+    assert codes[-2] in codes[:-2] and len(set(codes)) == len(variants.VARIANTS) + 1, "each its own, and 02 too"
+
+
 # What is kept for fine-tuning
 def test_rejection_keeps_exact_completions_and_best_of_g_the_most_similar_one_where_rewards_differ():
     texts, rewards = ["a", "b", "a", "c"], [1.0, 0.5, 1.0, 1.0]
@@ -220,9 +234,15 @@ def test_the_table_of_the_study_folds_rows_of_few_seeds_and_names_what_was_not_r
            "seconds_evaluation": [0] * 5}
     few = {**row, "variant": "g4", "seeds": [0, 1], "seconds_training": [3600] * 2, "seconds_evaluation": [1800] * 2}
     table, measured, folded, begun, _ = study_tables.study_text([few, row], [], ["srl", "g4", "p4"]).split("\n\n")
-    assert "| srl |" in table and "g4" not in table and measured == "Measured: 7 runs, 5.5 hours of one core. Not run: `p4`."
+    assert "| srl |" in table and "g4" not in table and measured == "Timed: 7 runs, 5.5 hours of one core. Not run: `p4`."
     assert "1 variants" in folded and "| g4 |" in begun and "srl" not in begun
     assert "Not run" not in study_tables.study_text([row], [], ["srl"]) and "<details>" not in study_tables.study_text([row], [], ["srl"])
+
+
+def test_results_of_a_method_in_two_folders_count_each_seed_once_in_their_order():
+    first, second = ([{"train_seed": seed, "from": name} for seed in seeds] for name, seeds in (("table", (10, 2)), ("study", (2, 0))))
+    found = [(r["train_seed"], r["from"]) for r in study_tables.by_seed(first, second)]
+    assert found == [(0, "study"), (2, "table"), (10, "table")] and study_tables.by_seed([], []) == []
 
 
 def test_after_ctrl_c_no_other_job_begins_and_a_method_that_the_world_has_not_is_an_error(monkeypatch, capsys):
