@@ -37,7 +37,6 @@ class Config(srl.GRPOConfig):
     rollouts: int = 18_000              # completions; a stepwise episode takes about six
     eval_every: int = 45                # updates between validations (few: less selection by chance)
     val_samples: int = 8                # completions of a validation problem; 1: greedy
-    steps_left: int | None = None       # start from expert prefixes that leave 1 to this many steps
     unsafe_tests: bool = False          # agents: without seccomp, run tests under resource limits alone
 
 
@@ -84,21 +83,6 @@ def problem_starts(examples):
         empty = {"partial": start.get("partial", ""), **({"context": []} if "context" in e else {})}
         problems[e["id"]] = {**{name: e[name] for name in fields if name in e}, **empty}
     return list(problems.values())
-
-
-def expert_prefixes(problems, examples, extend, steps_left):
-    """The problems after the expert's steps 1..k-1, for every k with at most steps_left steps left.
-
-    One problem several times: reverse curriculum (R3), RLVR on prefixes. An agent's calls are executed.
-    """
-    if not extend:
-        raise InputError("--steps_left: not with --mode single, whose completion is the whole solution")
-    reached, starts = {p["id"]: p for p in problems}, []
-    for e in sorted(examples, key=lambda e: e["k"]):
-        if start := reached.get(e["id"]):               # else it has no answer, or the expert has finished
-            starts += [start] * (e["n"] - e["k"] < steps_left)
-            reached[e["id"]] = extend(start, e["action"])
-    return starts
 
 
 # 3. Reward; 04 grades with the same functions
@@ -162,15 +146,12 @@ def main():
     cfg = parse_flags(Config(), __doc__.split("\n")[0], RECIPES)
     sandbox.UNSAFE = cfg.unsafe_tests
     make_prompt, extend, reward, check = MODES[cfg.mode]
-    names = ("id", "problem", "action", "k", "n") if cfg.steps_left else ("id", "problem")
-    examples, val_examples = srl.read_examples(cfg, names)
+    examples, val_examples = srl.read_examples(cfg, ("id", "problem"))
     for e in examples if cfg.mode == "agent" else ():
         if "k" in e and len(e.get("context", ())) != 2 * min(CONTEXT_PAIRS, e["k"] - 1):
             raise InputError(f"{cfg.data}, problem {e['id']}: a context of {len(e['context']) // 2} calls; "
                              f"make the data with --context_pairs {CONTEXT_PAIRS}")
     problems, val_examples = check(problem_starts(examples)), check(problem_starts(val_examples))
-    if cfg.steps_left:
-        problems = expert_prefixes(problems, examples, extend, cfg.steps_left)
     srl.train(cfg, problems, val_examples, srl.with_prompt_file(make_prompt, cfg.prompt_file), reward, extend)
 
 

@@ -35,7 +35,7 @@ BASES = {f"srl_base_{n}": n for n in (1700, 3400)}
 # baselines and ablations of SRL, one line each, in the order of their jobs
 STUDY = {
     "srl": (SRL,),                      # with fresh seeds, added to those of the table
-    "prefix_rlvr": (RLVR, "--steps_left", "100", "--rollouts", "108000"),
+    "prefix_rlvr": (CURRICULUM, "--order", "random"),
     "reverse_curriculum_low": (CURRICULUM,),                # the rate of RLVR after SRL
     "best_of_8": (REJECTION, "--keep", "best"),
     **{name: (VARIANT, name) for name in
@@ -98,7 +98,7 @@ WORLDS = {
                          "rlvr": (RLVR, *RECIPE, "--rollouts", "72000"),
                          "reverse_curriculum": (CURRICULUM, *RECIPE),
                          "sft_outline": (SRL, *RECIPE, "--method", "sft")},
-               "study": {"prefix_rlvr": (RLVR, *RECIPE, "--steps_left", "100", "--rollouts", "72000"),
+               "study": {"prefix_rlvr": (CURRICULUM, *RECIPE, "--order", "random"),
                          "best_of_8": (REJECTION, *RECIPE, "--keep", "best")}},
 }
 # what --tune tries: flags that are added to those of a method or replace them

@@ -560,8 +560,11 @@ def calls_of_models(similarities, verdicts):
 # 6. The study
 WORDS = {   # of a variant of miniature/methods.py, for the axis
     "srl": "SRL", "srl_rlvr": "SRL then RLVR", "rejection": "rejection sampling", "best_of_8": "best of 8",
-    "prefix_rlvr": "RLVR on prefixes", "reverse_curriculum": "R3, reverse curriculum",
-    "reverse_curriculum_low": "R3, low rate",
+    "prefix_rlvr": "RLVR on prefixes", "reverse_curriculum": "R3 (reverse curriculum)",
+    "reverse_curriculum_low": "R3, low rate", "g4": "G = 4", "g16": "G = 16", "g32": "G = 32",
+    "p4": "P = 4", "p48": "P = 48", "eps0": "eps 0", "eps5": "eps 0.05", "minibatches4": "4 updates a batch",
+    "token_mean": "token mean", "targets": "steps 1..N-1", "title_hint": "title hint",
+    "srl_base_1700": "SRL, 1/8 of pretraining", "srl_base_3400": "SRL, 1/4 of pretraining",
     "equation": "equation alone", "exact": "1 if equal, else 0", "fourth_power": "R to the 4th power",
     "formulas": "without words", "formulas_4": "without words, 4th power", "both_4": "both, 4th power",
     "both_4_p8": "both, 4th power, P = 8", "formulas_4_p8": "without words, 4th, P = 8",
@@ -578,19 +581,18 @@ WORDS = {   # of a variant of miniature/methods.py, for the axis
 
 
 def study(rows, names, title):
-    """avg@8 with its 95 % interval on hard and long, a small dot a seed; rows: {variant: a row of
-    results/study/WORLD.json}. The band is SRL's interval; an open circle has fewer than five seeds."""
-    names = [name for name in names if name in rows]
+    """avg@8 with its 95 % interval on hard and long, a small dot a seed, of names that have five seeds or more;
+    rows: {variant: a row of results/study/WORLD.json}. The band is SRL's interval."""
+    names = [name for name in names if name in rows and len(rows[name]["seeds"]) >= 5]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 0.36 * len(names) + 1.6), sharey=True)
     for ax, benchmark in zip(axes, ("hard", "long"), strict=True):
         ax.axvspan(*rows["srl"][benchmark]["interval"], color=colour("srl"), alpha=0.15, lw=0)
         for y, name in enumerate(names):
             part, seeds = rows[name][benchmark], len(rows[name]["seeds"])
             ink = colour(name) if name in evaluate.METHODS else GREY
-            if seeds > 2:                               # of two, the interval is the whole axis
-                ax.plot(part["interval"], (y, y), color=ink, lw=2.5)
+            ax.plot(part["interval"], (y, y), color=ink, lw=2.5)
             ax.plot(part["by_seed"], [y + 0.32] * seeds, ".", color=ink, ms=4)
-            ax.plot(part["avg"], y, "o", color=ink, mfc=ink if seeds >= 5 else "white", ms=7)
+            ax.plot(part["avg"], y, "o", color=ink, ms=7)
         ax.set(title=benchmark, xlim=(-3, 103), xlabel="avg@8, %")
     axes[0].set_yticks(range(len(names)), [f"{WORDS.get(name, name)} ({len(rows[name]['seeds'])})" for name in names])
     axes[0].invert_yaxis()

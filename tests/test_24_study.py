@@ -30,20 +30,36 @@ def examples(segment):
 
 
 # Where an episode begins
-def test_with_steps_left_episodes_begin_after_every_first_part_of_the_experts_solution_that_leaves_so_many(rlvr, examples):
+def test_episodes_begin_after_every_first_part_of_the_experts_solution_that_leaves_so_many(rlvr, examples):
     problems = rlvr.problem_starts(examples)
     partials = ["", STEPS[0] + "\n", STEPS[0] + "\n" + STEPS[1] + "\n"]
     assert [e["partial"] for e in examples[:3]] == partials
     for steps_left, expected in ((1, partials[2:]), (2, partials[1:]), (3, partials), (99, partials)):
-        starts = rlvr.expert_prefixes(problems, examples[::-1], rlvr.next_turn, steps_left)
+        starts = curriculum.expert_prefixes(problems, examples[::-1], rlvr.next_turn, steps_left)
         for name in ("a", "b"):
             assert [s["partial"] for s in starts if s["id"] == name] == expected, steps_left
-    assert all(start == {**problems[0], "id": start["id"], "partial": start["partial"]} for start in starts)        # "answer" too, no "action"
+    own = ("id", "partial", "completions_left")
+    assert all(start == {**problems[0], **{name: start[name] for name in own}} for start in starts)         # "answer" too, no "action"
+
+
+def test_an_episode_after_the_experts_steps_has_one_completion_more_than_steps_left_and_any_other_no_limit(rlvr, examples):
+    extend, wrong = curriculum.limited(rlvr.next_turn), "<think>a</think>\n1. **Swap the sides** 19 = 3x + 4"
+    starts = curriculum.expert_prefixes(rlvr.problem_starts(examples), examples, rlvr.next_turn, 99)
+    for steps_done, start in enumerate(starts[::2]):
+        completions, example = 1, start
+        while example := extend(example, wrong):
+            completions += 1
+        assert completions == 3 - steps_done + 1
+    assert extend(starts[0], "2. **Answer** \\boxed{5}") is None
+    whole = rlvr.problem_starts(examples)[0]
+    for _ in range(99):
+        whole = extend(whole, wrong)
+    assert whole["partial"].count("Swap") == 99
 
 
 def test_no_episode_begins_after_a_box_or_in_a_problem_without_an_answer(rlvr, examples):
     boxed = [{**e, "action": e["action"] + " \\boxed{5}"} if e["k"] == 2 else e for e in examples]
-    starts = rlvr.expert_prefixes(rlvr.problem_starts(examples)[:1], boxed, rlvr.next_turn, 99)
+    starts = curriculum.expert_prefixes(rlvr.problem_starts(examples)[:1], boxed, rlvr.next_turn, 99)
     assert [(s["id"], s["partial"].count("\n")) for s in starts] == [("a", 0), ("a", 1)]
 
 
@@ -56,28 +72,26 @@ def test_an_agents_episode_begins_in_the_repository_that_the_experts_calls_have_
     for call in calls:
         messages += [{"role": "assistant", "content": call}, {"role": "user", "content": "seen"}]
     made = segment.trajectory_examples({**task, "messages": messages, "resolved": True})
-    starts = rlvr.expert_prefixes(rlvr.problem_starts(made), made, rlvr.next_call, 2)
+    starts = curriculum.expert_prefixes(rlvr.problem_starts(made), made, rlvr.next_call, 2)
     assert ["a + b" in s["files"]["shop.py"] for s in starts] == [False, True] and [len(s["context"]) for s in starts] == [2, 4]
     assert starts[1]["context"][-1]["content"] == "edited" and "a * b" in made[0]["files"]["shop.py"]              # the data are not changed
 
 
-def test_steps_left_needs_an_episode_of_several_turns(rlvr, examples, tmp_path, monkeypatch):
+def test_the_curriculum_needs_an_episode_of_several_turns(examples, tmp_path, monkeypatch):
     for part in ("train", "val"):
         write_jsonl(tmp_path / f"{part}.jsonl", [e for e in examples if e["id"] == ("a" if part == "train" else "b")])
-    monkeypatch.setattr(sys, "argv", ["03", "--mode", "single", "--steps_left", "1", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    with pytest.raises(InputError, match="--steps_left: not with --mode single"):
-        rlvr.main()
-    monkeypatch.setattr(sys, "argv", ["curriculum", *sys.argv[1:3], *sys.argv[5:]])
-    with pytest.raises(InputError, match="--steps_left: not with --mode single"):
-        curriculum.main()
+    for order in ("reverse", "random"):
+        monkeypatch.setattr(sys, "argv", ["curriculum", "--mode", "single", "--order", order, "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+        with pytest.raises(InputError, match="--mode single: a completion is the whole solution"):
+            curriculum.main()
 
 
-def test_where_the_data_have_no_last_steps_no_episode_begins_before_one_and_the_run_says_so(rlvr, examples, tmp_path, monkeypatch):
+def test_where_the_data_have_no_last_steps_no_episode_begins_before_one_and_the_run_says_so(examples, tmp_path, monkeypatch):
     for part, name in (("train", "a"), ("val", "b")):
         write_jsonl(tmp_path / f"{part}.jsonl", [e for e in examples if e["id"] == name and e["k"] < e["n"]])       # --targets literal
-    monkeypatch.setattr(sys, "argv", ["03", "--steps_left", "1", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    with pytest.raises(InputError, match="out: no examples to train on"):
-        rlvr.main()
+    monkeypatch.setattr(sys, "argv", ["curriculum", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(InputError, match="round1: no examples to train on"):
+        curriculum.main()
 
 
 def test_the_curriculum_begins_one_step_before_the_end_and_ends_at_the_problem(examples, tmp_path, monkeypatch):
@@ -87,7 +101,7 @@ def test_the_curriculum_begins_one_step_before_the_end_and_ends_at_the_problem(e
 
     def train(cfg, starts, val_starts, make_prompt, reward, extend):
         assert make_prompt(starts[0])[0]["content"] == "words"
-        calls.append((cfg.steps_left, cfg.model, [s["partial"].count("\n") for s in starts], [s["id"] for s in val_starts]))
+        calls.append((cfg.max_turns, cfg.model, [s["partial"].count("\n") for s in starts], [s["id"] for s in val_starts]))
         (tmp_path / "out" / f"round{len(calls)}/model").mkdir(parents=True)
         write_jsonl(tmp_path / "out" / f"round{len(calls)}/log.jsonl", [{"step": 0, "done": cfg.rollouts, "val_exact": 0.5}])
     monkeypatch.setattr(curriculum.srl, "train", train)
@@ -96,9 +110,24 @@ def test_the_curriculum_begins_one_step_before_the_end_and_ends_at_the_problem(e
     monkeypatch.setattr(sys, "argv", ["curriculum", "--data", str(tmp_path), "--out", str(tmp_path / "out"), *flags])
     curriculum.main()
     first, second = (str(tmp_path / f"out/round{n}/model") for n in (1, 2))
-    assert calls == [(1, "first", [2], ["b"]), (2, first, [1, 2], ["b", "b"]), (None, second, [0], ["b"])]
+    assert calls == [(2, "first", [2], ["b"]), (3, first, [1, 2], ["b", "b"]), (8, second, [0], ["b"])]
     log = read_jsonl(tmp_path / "out/log.jsonl")
     assert [line["done"] for line in log] == [10, 20, 30] and ["val_exact" in line for line in log] == [False, False, True]
+
+
+def test_in_random_order_one_round_begins_anywhere_and_is_validated_from_the_problem(rlvr, examples, tmp_path, monkeypatch):
+    for part, name in (("train", "a"), ("val", "b")):
+        write_jsonl(tmp_path / f"{part}.jsonl", [e for e in examples if e["id"] == name])
+
+    def train(cfg, starts, val_starts, make_prompt, reward, extend):
+        assert sorted(s["partial"].count("\n") for s in starts) == [0, 1, 2] and val_starts == rlvr.problem_starts(examples[3:])
+        assert extend({**starts[0], "completions_left": 1}, f"<think>a</think>\n{STEPS[0]}") is None and (cfg.rollouts, cfg.max_turns) == (30, 8)
+        (tmp_path / "out/round1/model").mkdir(parents=True)
+        write_jsonl(tmp_path / "out/round1/log.jsonl", [{"step": 0, "done": 30, "val_exact": 0.5}])
+    monkeypatch.setattr(curriculum.srl, "train", train)
+    monkeypatch.setattr(sys, "argv", ["curriculum", "--order", "random", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--rollouts", "30"])
+    curriculum.main()
+    assert [(line["done"], line["val_exact"]) for line in read_jsonl(tmp_path / "out/log.jsonl")] == [(30, 0.5)]
 
 
 # What replaces 02's functions
