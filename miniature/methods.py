@@ -35,7 +35,7 @@ BASES = {f"srl_base_{n}": n for n in (1700, 3400)}
 # baselines and ablations of SRL, one line each, in the order of their jobs
 STUDY = {
     "srl": (SRL,),                      # with fresh seeds, added to those of the table
-    "prefix_rlvr": (CURRICULUM, "--order", "random"),
+    "prefix_rlvr": (CURRICULUM, "--order", "random", "--learning_rate", "3e-4"),
     "reverse_curriculum_low": (CURRICULUM,),                # the rate of RLVR after SRL
     "best_of_8": (REJECTION, "--keep", "best"),
     **{name: (VARIANT, name) for name in
