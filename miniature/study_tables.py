@@ -203,8 +203,8 @@ def write_study(args):
         for row in rows:
             name = row["variant"]
             row["command"] = row["command"] or " ".join(command_of(name, world))
-            row["command"] += f" --data {DATA[name]}" if name in DATA else ""
-            row["command"] += f" --model base_{BASES[name]}" if name in BASES else ""
+            row["command"] += f" --data {world['runs']}/seed*/{DATA[name]}" if name in DATA else ""
+            row["command"] += f" --model {world['runs']}/base_{BASES[name]}/base" if name in BASES else ""
         write_text(args.results.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
         text = study_text(rows, columns, world["study"])
         write_text(args.results.with_suffix(".md"), text)
