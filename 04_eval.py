@@ -46,6 +46,7 @@ METHODS = {     # name of a run: (label, colour), in the order of the rows; Okab
     "base": ("Base", "#999999"), "sft_outline": ("SFT (outline)", "#E69F00"),
     "sft_reasoning": ("SFT (reasoning)", "#F0E442"), "rlvr": ("RLVR", "#56B4E9"),
     "sft_rlvr": ("SFT then RLVR", "#CC79A7"), "reverse_curriculum": ("R3 (reverse curriculum)", "#882255"),
+    "prefix_rlvr": ("RLVR on prefixes", "#999933"),
     "srl": ("SRL", "#009E73"), "srl_rlvr": ("SRL then RLVR", "#0072B2"),
     "sft_student": ("control: SFT, own-style thoughts", "#D55E00"),
     "rejection": ("control: rejection sampling", "#000000"),
@@ -54,7 +55,7 @@ GRADED = ("answer", "files", "visible", "hidden")       # fields of a problem th
 # what the paper claims, and the controls: differences between two methods
 COMPARISONS = [("srl", "base"), ("srl", "sft_outline"), ("srl", "sft_reasoning"), ("srl", "rlvr"),
                ("srl_rlvr", "srl"), ("srl_rlvr", "sft_rlvr"), ("srl_rlvr", "reverse_curriculum"),
-               ("srl", "rejection"), ("srl", "sft_student")]
+               ("srl_rlvr", "prefix_rlvr"), ("srl", "rejection"), ("srl", "sft_student")]
 PAGE = report.Task("Expert's solution", ("reward", "exact", "val_exact", "tokens", "entropy", "kept"), GRADED,
                    segmentation.split_steps, srl.similarity, rlvr.next_call)
 

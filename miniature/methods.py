@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 METHODS = ("base", "srl", "srl_rlvr", "sft_outline", "sft_reasoning", "sft_rlvr", "rlvr", "reverse_curriculum",
-           "sft_student", "rejection")
+           "prefix_rlvr", "sft_student", "rejection")
 NEEDS = {"srl_rlvr": "srl", "sft_rlvr": "sft_outline"}      # starts from the model of another method
 SRL, RLVR, VARIANT = "02_srl_train.py", "03_rlvr_train.py", "miniature/variants.py"
 REJECTION, CURRICULUM = "miniature/rejection.py", "miniature/curriculum.py"
@@ -22,6 +22,7 @@ TRAIN = {
     "rlvr": (RLVR, "--rollouts", "108000", "--prompts_per_batch", "16"),
     "sft_rlvr": (RLVR, "--rollouts", "108000"),
     "reverse_curriculum": (CURRICULUM, "--learning_rate", "3e-4"),
+    "prefix_rlvr": (CURRICULUM, "--order", "random", "--learning_rate", "3e-4"),
     "sft_outline": (*SFT, "outline", "--learning_rate", "3e-3"),
     "sft_reasoning": (*SFT, "reasoning", "--learning_rate", "3e-3", "--max_new_tokens", "400"),
     "sft_student": (*SFT, "outline", "--learning_rate", "1e-3"),        # on targets of its own, see DATA
@@ -35,7 +36,6 @@ BASES = {f"srl_base_{n}": n for n in (1700, 3400)}
 # baselines and ablations of SRL, one line each, in the order of their jobs
 STUDY = {
     "srl": (SRL,),                      # with fresh seeds, added to those of the table
-    "prefix_rlvr": (CURRICULUM, "--order", "random", "--learning_rate", "3e-4"),
     "reverse_curriculum_low": (CURRICULUM,),                # the rate of RLVR after SRL
     "best_of_8": (REJECTION, "--keep", "best"),
     **{name: (VARIANT, name) for name in
@@ -66,7 +66,7 @@ STUDY = {
     **dict.fromkeys(BASES, (SRL,)),
 }
 # those of the world with free wording
-WORDED = ("srl", "prefix_rlvr", "best_of_8", "equation", "likelihood", "tokens", "no_title", "fourth_power", "ranks",
+WORDED = ("srl", "best_of_8", "equation", "likelihood", "tokens", "no_title", "fourth_power", "ranks",
           "formulas", "formulas_4", "both_4", "formulas_4_p8", "masked", "formulas_4_masked",
           "formulas_exact_masked", "detours_formulas_4_masked")
 # folder of a method's examples, where it is not `data`; flags of 01 for a folder (others: make_examples)
@@ -97,9 +97,9 @@ WORLDS = {
                          # as many completions as SRL and RLVR together
                          "rlvr": (RLVR, *RECIPE, "--rollouts", "72000"),
                          "reverse_curriculum": (CURRICULUM, *RECIPE),
+                         "prefix_rlvr": (CURRICULUM, *RECIPE, "--order", "random"),
                          "sft_outline": (SRL, *RECIPE, "--method", "sft")},
-               "study": {"prefix_rlvr": (CURRICULUM, *RECIPE, "--order", "random"),
-                         "best_of_8": (REJECTION, *RECIPE, "--keep", "best")}},
+               "study": {"best_of_8": (REJECTION, *RECIPE, "--keep", "best")}},
 }
 # what --tune tries: flags that are added to those of a method or replace them
 RATES, LOWER = (tuple(("--learning_rate", rate) for rate in rates)

@@ -25,8 +25,9 @@ from engine.files import read_jsonl, write_text
 from engine.stored import read_results
 from engine.tables import markdown, mean_interval, parts_of, where_paired
 
-SUMMARY = ("Base", "SFT (outline)", "RLVR", "R3 (reverse curriculum)", "SRL", "SRL then RLVR")     # the rows of the main README's table
-REFERENCES = ("srl", "srl_rlvr", "rejection", "reverse_curriculum")       # rows of the study that are in the table of the methods
+SUMMARY = ("Base", "SFT (outline)", "RLVR", "R3 (reverse curriculum)", "RLVR on prefixes", "SRL",
+           "SRL then RLVR")                         # the rows of the main README's table
+REFERENCES = ("srl", "srl_rlvr", "rejection", "reverse_curriculum", "prefix_rlvr")       # rows of the study that are in the table of the methods
 FEW = 5                                             # a row of fewer seeds shows large differences only
 WRITING = Lock()
 
