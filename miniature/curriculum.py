@@ -34,11 +34,11 @@ class Config(rlvr.Config):
     """The knobs of 03 with other defaults, and where episodes begin."""
     order: Literal["reverse", "random"] = "reverse"         # rounds that begin ever earlier | one, anywhere
     model: str = srl.Config.model                           # starting policy
-    out: str = str(srl.HERE / "runs/curriculum")            # folder for everything that this run writes
+    out: str = str(srl.HERE / "runs/reverse_curriculum")            # folder for everything that this run writes
     rollouts: int = 108_000                                 # completions of all rounds
 
 
-AGENTS = {**rlvr.AGENTS, "model": srl.AGENTS["model"], "out": str(srl.HERE / "runs/agents/curriculum"),
+AGENTS = {**rlvr.AGENTS, "model": srl.AGENTS["model"], "out": str(srl.HERE / "runs/agents/reverse_curriculum"),
           "rollouts": 72_000}
 
 

@@ -359,7 +359,7 @@ def test_models_need_names_of_their_own_and_missing_ones_are_named(evaluate, mon
     for folder in ("miniature/base", "miniature/agents/base", "runs/srl/model", "runs/agents/rlvr/model"):
         (tmp_path / folder).mkdir(parents=True)
     assert list(evaluate.named_models(evaluate.Config())) == ["base", "srl"]
-    assert "/runs: sft_outline, sft_reasoning, rlvr, sft_rlvr, srl_rlvr, sft_student, rejection" in capsys.readouterr().out
+    assert "/runs: sft_outline, sft_reasoning, rlvr, sft_rlvr, reverse_curriculum, prefix_rlvr, srl_rlvr, " in capsys.readouterr().out
     assert list(evaluate.named_models(evaluate.AGENTS)) == ["base", "rlvr"] and "runs/agents: sft_outline" in capsys.readouterr().out
 
 
