@@ -206,7 +206,9 @@ def runs_over_time(logs, panels):
 
 
 def paired_differences(found, pairs, title, numbers=False):
-    """For each benchmark the paired differences in avg@k of (method, other method), with 95 % intervals."""
+    """For each benchmark the paired differences in avg@k of (method, other method) that have results, with 95 %
+    intervals."""
+    pairs = [(a, b) for a, b in pairs if a in found and b in found]
     benchmarks = list(found["base"][0]["benchmarks"])
     figure, axes = plt.subplots(2, 2, figsize=(WIDTH, 0.72 * len(pairs) + 2.4), sharey=True)
     for ax, bench in zip(axes.flat, benchmarks, strict=True):
