@@ -42,7 +42,7 @@ from engine.tables import mean_interval
 rlvr = import_module("03_rlvr_train")  # import cannot spell a file name that begins with a digit
 srl, segmentation = rlvr.srl, import_module("01_segment")
 HERE = Path(__file__).parent
-METHODS = {     # name of a run: (label, colour), in the order of the rows; Okabe and Ito's palette
+METHODS = {     # name of a run: (label, colour), in the order of the rows; mostly Okabe and Ito's
     "base": ("Base", "#999999"), "sft_outline": ("SFT (outline)", "#E69F00"),
     "sft_reasoning": ("SFT (reasoning)", "#F0E442"), "rlvr": ("RLVR", "#56B4E9"),
     "sft_rlvr": ("SFT then RLVR", "#CC79A7"), "reverse_curriculum": ("R3 (reverse curriculum)", "#882255"),

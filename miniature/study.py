@@ -6,7 +6,7 @@ that has a result is skipped and an interrupted one continues, so this can be st
 in:      the miniature
 out:     results/miniature/seed*/METHOD.json and METHOD.log.jsonl, table.md, figure.png, tables of README.md;
          with --study results/study/WORLD/seed*/ and results/study/WORLD.json and .md; models in runs/study
-command: python miniature/study.py                       # 2 CPU cores, about 3 h
+command: python miniature/study.py                       # 2 CPU cores, about 5 h
          python miniature/study.py --seeds 0 --methods base srl
          python miniature/study.py --world agents        # the agents: results/agents, the second table
          python miniature/study.py --study               # baselines and ablations; --methods: some of them
